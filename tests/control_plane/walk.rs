@@ -1,0 +1,336 @@
+//! A small world of objects that changes at random, and what the maps say of it apart from ids and places.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::object::{Kind, ObjectRef};
+use vmlb_agent::plan::text_of;
+use vmlb_agent::sync::Sync;
+use vmlb_agent::tables::memory::Memory;
+use vmlb_agent::tables::{Capacity, Change, Record, Tables};
+use vmlb_agent::watch::{Event, document};
+use vmlb_common::abi::{Service, Target};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A Service appears or changes.
+    Service { name: u8, node_port: u8, policy: bool, algorithm: bool, balancer: bool, created: u8 },
+    /// A slice appears or changes: a family, a Service, endpoints.
+    Slice { name: u8, service: u8, v6: bool, endpoints: Vec<(u8, u8)> },
+    /// A pod appears or changes.
+    Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8 },
+    /// An object goes.
+    Delete { kind: u8, name: u8 },
+    /// The node's addresses change.
+    Addresses { first: bool, second: bool },
+    /// What has happened is written.
+    Write,
+    /// The write after so many changes fails, and so do all until something is written again.
+    Fail { after: u8 },
+    /// Another agent takes over what is installed.
+    Restart,
+}
+
+/// Any step.
+pub fn step() -> impl Strategy<Value = Step> {
+    let service = (0u8..4, 0u8..4, any::<(bool, bool, bool)>(), 0u8..3).prop_map(
+        |(name, node_port, (policy, algorithm, balancer), created)| Step::Service {
+            name,
+            node_port,
+            policy,
+            algorithm,
+            balancer,
+            created,
+        },
+    );
+    let endpoints = proptest::collection::vec((0u8..6, 0u8..4), 0..5);
+    let slice = (0u8..6, 0u8..4, any::<bool>(), endpoints)
+        .prop_map(|(name, service, v6, endpoints)| Step::Slice { name, service, v6, endpoints });
+    let pod = (0u8..6, 0u8..5, 0u8..8, 0u8..2, 0u8..7).prop_map(|(name, vm, finished, node, address)| {
+        Step::Pod { name, vm, finished: finished == 0, node, address }
+    });
+    prop_oneof![
+        4 => service,
+        6 => slice,
+        6 => pod,
+        4 => (0u8..3, 0u8..6).prop_map(|(kind, name)| Step::Delete { kind, name }),
+        1 => any::<(bool, bool)>().prop_map(|(first, second)| Step::Addresses { first, second }),
+        6 => Just(Step::Write),
+        2 => (0u8..40).prop_map(|after| Step::Fail { after }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// The objects as they are now, and the node's addresses.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    objects: BTreeMap<ObjectRef, Value>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl World {
+    /// Takes a step; returns the event it makes, if it makes one.
+    pub fn take(&mut self, step: &Step) -> Vec<Event> {
+        let object = match step {
+            Step::Delete { kind, name } => {
+                let (kind, word) =
+                    [(Kind::Service, "s"), (Kind::EndpointSlice, "e"), (Kind::Pod, "p")][usize::from(*kind)];
+                return self.delete(&ObjectRef::new(kind, "a", &format!("{word}{name}")));
+            }
+            Step::Addresses { first, second } => {
+                let known = [(*first, [192, 0, 2, 1]), (*second, [192, 0, 2, 2])];
+                self.addresses =
+                    known.into_iter().filter(|(on, _)| *on).map(|(_, ip)| IpAddr::from(ip)).collect();
+                self.addresses.insert(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));
+                return Vec::new();
+            }
+            Step::Service { name, node_port, policy, algorithm, balancer, created } => {
+                service(*name, *node_port, [*policy, *algorithm, *balancer], *created)
+            }
+            Step::Slice { name, service, v6, endpoints } => slice(*name, *service, *v6, endpoints),
+            Step::Pod { name, vm, finished, node, address } => pod(*name, *vm, *finished, *node, *address),
+            Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
+        };
+        let events = events(&object);
+        for event in &events {
+            if let Event::Apply { object: decoded, .. } = event {
+                self.objects.insert(decoded.reference(), object.clone());
+            }
+        }
+        events
+    }
+
+    /// Deletes an object.
+    pub fn delete(&mut self, object: &ObjectRef) -> Vec<Event> {
+        self.objects.remove(object);
+        vec![Event::Delete(object.clone())]
+    }
+
+    /// Everything as events, in the order given by `turn`.
+    pub fn all(&self, turn: usize) -> Vec<Event> {
+        let mut all: Vec<Event> = self.objects.values().flat_map(events).collect();
+        if !all.is_empty() {
+            let turn = turn % all.len();
+            all.rotate_left(turn);
+            if turn % 2 == 1 {
+                all.reverse();
+            }
+        }
+        all.extend(Kind::ALL.map(Event::Listed));
+        all
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Vec<ObjectRef> {
+        self.objects.keys().filter(|object| object.kind == Kind::Pod).cloned().collect()
+    }
+
+    /// A control plane that knows this world and has written nothing.
+    pub fn sync(&self, turn: usize) -> Sync {
+        let mut sync = Sync::new("n0", NodePortAddresses::default());
+        sync.facts(self.facts());
+        for event in self.all(turn) {
+            sync.apply(event);
+        }
+        sync
+    }
+
+    /// What the network side says of it.
+    pub fn facts(&self) -> NodeFacts {
+        let known =
+            self.addresses.iter().map(|address| NodeAddress { address: *address, ifindex: 2, primary: true });
+        NodeFacts { addresses: known.collect(), ..NodeFacts::default() }
+    }
+}
+
+fn events(object: &Value) -> Vec<Event> {
+    let contents = document::read("", object.to_string().as_bytes());
+    assert!(contents.warnings.is_empty(), "{:?}", contents.warnings);
+    contents.objects.into_iter().map(|object| Event::Apply { source: "".into(), object }).collect()
+}
+
+fn stamp(created: u8) -> String {
+    format!("2026-11-20T10:00:{created:02}Z")
+}
+
+fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], created: u8) -> Value {
+    let ingress = if balancer { json!([{"ip": format!("203.0.113.{}", node_port % 2)}]) } else { json!([]) };
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": format!("s{name}"), "namespace": "a", "creationTimestamp": stamp(created),
+            "annotations": {"vmlb.io/algorithm": if random { "random" } else { "maglev" }},
+        },
+        "spec": {
+            "type": if balancer { "LoadBalancer" } else { "NodePort" },
+            "externalTrafficPolicy": if policy { "Local" } else { "Cluster" },
+            "ports": [
+                {"name": "x", "port": 80, "nodePort": 30000 + i32::from(node_port)},
+                {"name": "y", "port": 53, "protocol": "UDP", "nodePort": 30000 + i32::from(node_port)},
+            ],
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    })
+}
+
+fn address(v6: bool, pod: u8) -> String {
+    if v6 { format!("fd00::{pod}") } else { format!("10.0.0.{}", 1 + pod) }
+}
+
+fn slice(name: u8, service: u8, v6: bool, endpoints: &[(u8, u8)]) -> Value {
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|(pod, condition)| {
+            let mut endpoint = json!({
+                "addresses": [address(v6, *pod + 1)],
+                "nodeName": format!("n{}", pod % 2),
+                "conditions": {"ready": *condition < 2, "serving": *condition < 3, "terminating": *condition == 2},
+            });
+            if *pod < 5 {
+                endpoint["targetRef"] = json!({"kind": "Pod", "name": format!("p{pod}"), "uid": format!("uid-{pod}")});
+            }
+            endpoint
+        })
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": format!("e{name}"), "namespace": "a", "labels": {"kubernetes.io/service-name": format!("s{service}")}},
+        "addressType": if v6 { "IPv6" } else { "IPv4" },
+        "ports": [{"name": "x", "port": 8080}, {"name": "y", "port": 5353, "protocol": "UDP"}],
+        "endpoints": endpoints,
+    })
+}
+
+fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8) -> Value {
+    let labels = if vm < 3 {
+        json!({"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": format!("vmi-{vm}"), "vm.kubevirt.io/name": format!("vm{vm}")})
+    } else {
+        json!({})
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": format!("p{name}"), "namespace": "a", "uid": format!("uid-{name}"), "labels": labels, "creationTimestamp": stamp(name)},
+        "spec": {"nodeName": format!("n{node}")},
+        "status": {
+            "phase": if finished { "Succeeded" } else { "Running" },
+            "podIPs": [{"ip": address(false, place)}, {"ip": address(true, place)}],
+        },
+    })
+}
+
+/// Tables that look at themselves after every single change.
+pub struct Watched(pub Memory);
+
+impl Watched {
+    /// Empty tables, with room for everything a walk can make.
+    pub fn new() -> Self {
+        Self(Memory::new(Capacity {
+            services: 256,
+            slots: 1 << 16,
+            backends: 256,
+            frontends: 256,
+            pods: 256,
+            targets: 512,
+        }))
+    }
+}
+
+impl Tables for Watched {
+    fn capacity(&self) -> Capacity {
+        self.0.capacity()
+    }
+
+    fn read(&self) -> anyhow::Result<Vec<Record>> {
+        self.0.read()
+    }
+
+    fn write(&mut self, changes: &[Change]) -> anyhow::Result<()> {
+        let before = self.0.clone();
+        let mut after = self.0.clone();
+        after.fail_after(None);
+        after.write(changes)?;
+        let (was, will_be) = (before.served(), after.served());
+        for change in changes {
+            let had_fault = self.0.fault().is_some();
+            self.0.write(std::slice::from_ref(change))?;
+            let fault = self.0.fault().filter(|_| !had_fault);
+            assert!(fault.is_none(), "after {change:?}: {}", fault.unwrap_or_default());
+            let shows = matches!(
+                change,
+                Change::Put(
+                    Record::Slots(..) | Record::Service(..) | Record::Frontend4(..) | Record::Frontend6(..)
+                )
+            );
+            for (frontend, met) in if shows { self.0.served() } else { BTreeMap::new() } {
+                // Either the old or the new state of a service, never a mixture, and the right service.
+                let is_whole = met == before.service(met.id) || met == after.service(met.id);
+                let is_right = [was.get(&frontend), will_be.get(&frontend)];
+                let is_right = is_right.into_iter().flatten().any(|service| service.name == met.name);
+                assert!(is_whole && is_right, "after {change:?} a packet to {frontend:?} meets a mixture");
+            }
+        }
+        Ok(())
+    }
+
+    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
+        self.0.backends_in_flows()
+    }
+}
+
+/// What the maps say, with names for ids and without revisions and offsets; sorted.
+pub fn meaning(tables: &Memory) -> BTreeSet<String> {
+    let records = tables.read().unwrap_or_default();
+    let mut names: BTreeMap<u32, String> = BTreeMap::new();
+    let mut services: BTreeMap<u32, (String, Service)> = BTreeMap::new();
+    let mut slots: BTreeMap<u32, Vec<Target>> = BTreeMap::new();
+    for record in &records {
+        match record {
+            Record::BackendName(id, name) => drop(names.insert(*id, text_of(&name.uid))),
+            Record::ServiceName(id, name) => {
+                services.entry(*id).or_default().0 =
+                    format!("{}:{}/{}", text_of(&name.name), name.port, name.protocol)
+            }
+            Record::Service(id, service) => services.entry(*id).or_default().1 = *service,
+            Record::Slots(offset, targets) => drop(slots.insert(*offset, targets.clone())),
+            _ => {}
+        }
+    }
+    let name = |id: &u32| names.get(id).cloned().unwrap_or_else(|| format!("nameless {id}"));
+    let served = |id: &u32| {
+        let (text, service) = services.get(id).cloned().unwrap_or_default();
+        let held = slots.get(&service.selection.offset).filter(|_| service.selection.size > 0);
+        let held: Vec<String> = held
+            .into_iter()
+            .flatten()
+            .map(|target| format!("{}:{}", name(&target.backend), target.port))
+            .collect();
+        format!("{text} flags {} of {} {held:?}", service.flags, service.selection.size)
+    };
+    let mut said = BTreeSet::new();
+    for record in &records {
+        said.insert(match record {
+            Record::Frontend4(key, value) => format!("frontend {key:?} {}", served(&value.service)),
+            Record::Frontend6(key, value) => format!("frontend {key:?} {}", served(&value.service)),
+            Record::Backend4(id, backend) => {
+                format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
+            }
+            Record::Backend6(id, backend) => {
+                format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
+            }
+            Record::Pod4(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
+            Record::Pod6(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
+            Record::Target(key, count) => {
+                format!("target {}:{}/{} {count}", name(&key.backend), key.port, key.protocol)
+            }
+            Record::Gate(entry, word) => format!("gate {entry} {word:x}"),
+            Record::Device(index, device) => format!("device {index} {device:?}"),
+            Record::Service(id, _) => format!("service {}", served(id)),
+            Record::Slots(..) | Record::ServiceName(..) | Record::BackendName(..) => continue,
+        });
+    }
+    said
+}

@@ -1,0 +1,237 @@
+//! Frames from a description. Every length and checksum is computed by `etherparse`, whose code is not vmlb's.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader,
+};
+use vmlb_common::wire::Protocol;
+
+use super::world::{NODE_MAC, ROUTER_MAC};
+
+/// A TCP or UDP packet in an Ethernet frame without tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// Where it goes.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    ttl: u8,
+    macs: ([u8; 6], [u8; 6]),
+    flags: Flags,
+    sequence: u32,
+    acknowledgment: u32,
+    payload: Vec<u8>,
+    sum: Sum,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Flags {
+    syn: u8,
+    ack: u8,
+    fin: u8,
+    rst: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sum {
+    Right,
+    Zero,
+}
+
+/// A TCP packet without flags and data.
+pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
+    Frame {
+        source,
+        destination,
+        protocol: Protocol::TCP,
+        ttl: 64,
+        macs: (ROUTER_MAC, NODE_MAC),
+        flags: Flags::default(),
+        sequence: 0,
+        acknowledgment: 0,
+        payload: Vec::new(),
+        sum: Sum::Right,
+    }
+}
+
+/// A UDP packet with a few octets of data.
+pub fn udp(source: SocketAddr, destination: SocketAddr) -> Frame {
+    Frame { protocol: Protocol::UDP, payload: b"data".to_vec(), ..tcp(source, destination) }
+}
+
+/// Like `frame`, between two other ends.
+pub fn between(source: SocketAddr, destination: SocketAddr, frame: &Frame) -> Frame {
+    Frame { source, destination, ..frame.clone() }
+}
+
+impl Frame {
+    /// The opening of a connection with this sequence number.
+    #[must_use]
+    pub fn syn(mut self, sequence: u32) -> Self {
+        self.flags.syn = 1;
+        self.sequence = sequence;
+        self
+    }
+
+    /// With a flag ACK and this acknowledgment number.
+    #[must_use]
+    pub fn ack(mut self, acknowledgment: u32) -> Self {
+        self.flags.ack = 1;
+        self.acknowledgment = acknowledgment;
+        self
+    }
+
+    /// With flag FIN.
+    #[must_use]
+    pub fn fin(mut self) -> Self {
+        self.flags.fin = 1;
+        self
+    }
+
+    /// With flag RST.
+    #[must_use]
+    pub fn rst(mut self) -> Self {
+        self.flags.rst = 1;
+        self
+    }
+
+    /// With this sequence number.
+    #[must_use]
+    pub fn at(mut self, sequence: u32) -> Self {
+        self.sequence = sequence;
+        self
+    }
+
+    /// With this TTL or hop limit.
+    #[must_use]
+    pub fn ttl(mut self, hops: u8) -> Self {
+        self.ttl = hops;
+        self
+    }
+
+    /// With these data.
+    #[must_use]
+    pub fn data(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// From and to these MAC addresses.
+    #[must_use]
+    pub fn macs(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
+        self.macs = (source, destination);
+        self
+    }
+
+    /// With a UDP checksum of zero.
+    #[must_use]
+    pub fn without_sum(mut self) -> Self {
+        self.sum = Sum::Zero;
+        self
+    }
+
+    /// With data chosen so that the sum over the packet is zero, for which UDP sends all ones.
+    #[must_use]
+    pub fn with_sum_of_all_ones(mut self) -> Self {
+        for number in 0..=u16::MAX {
+            self.payload = number.to_be_bytes().to_vec();
+            if self.transport_sum() == 0xffff {
+                return self;
+            }
+        }
+        unreachable!("one of all 16-bit words completes the sum")
+    }
+
+    /// The octets.
+    pub fn octets(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let ether_type = if self.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        let (source, destination) = self.macs;
+        let ethernet = Ethernet2Header { source, destination, ether_type };
+        ethernet.write(&mut out).expect("a vector takes everything");
+        let transport = self.transport();
+        match self.network(transport.len()) {
+            Network::V4(header) => header.write(&mut out),
+            Network::V6(header) => header.write(&mut out),
+        }
+        .expect("a vector takes everything");
+        out.extend(transport);
+        out
+    }
+
+    fn network(&self, length: usize) -> Network {
+        let number = IpNumber(self.protocol.number());
+        let length = u16::try_from(length).expect("test packets are short");
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Network::V4(
+                Ipv4Header::new(length, self.ttl, number, source.octets(), destination.octets())
+                    .expect("test packets are short"),
+            ),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Network::V6(Ipv6Header {
+                traffic_class: 0,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: length,
+                next_header: number,
+                hop_limit: self.ttl,
+                source: source.octets(),
+                destination: destination.octets(),
+            }),
+            _ => panic!("one family a packet: {self:?}"),
+        }
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let network = self.network(0);
+        if self.protocol == Protocol::TCP {
+            let mut header = self.tcp_header();
+            header.checksum = match &network {
+                Network::V4(ip) => header.calc_checksum_ipv4(ip, &self.payload),
+                Network::V6(ip) => header.calc_checksum_ipv6(ip, &self.payload),
+            }
+            .expect("test packets are short");
+            header.write(&mut out).expect("a vector takes everything");
+        } else {
+            let header = self.udp_header(&network);
+            header.write(&mut out).expect("a vector takes everything");
+        }
+        out.extend(&self.payload);
+        out
+    }
+
+    fn tcp_header(&self) -> TcpHeader {
+        let mut header = TcpHeader::new(self.source.port(), self.destination.port(), self.sequence, 4096);
+        header.acknowledgment_number = self.acknowledgment;
+        header.syn = self.flags.syn != 0;
+        header.ack = self.flags.ack != 0;
+        header.fin = self.flags.fin != 0;
+        header.rst = self.flags.rst != 0;
+        header
+    }
+
+    fn udp_header(&self, network: &Network) -> UdpHeader {
+        let (from, to) = (self.source.port(), self.destination.port());
+        let mut header =
+            UdpHeader::without_ipv4_checksum(from, to, self.payload.len()).expect("test packets are short");
+        if self.sum == Sum::Right {
+            header.checksum = match network {
+                Network::V4(ip) => header.calc_checksum_ipv4(ip, &self.payload),
+                Network::V6(ip) => header.calc_checksum_ipv6(ip, &self.payload),
+            }
+            .expect("test packets are short");
+        }
+        header
+    }
+
+    fn transport_sum(&self) -> u16 {
+        self.udp_header(&self.network(0)).checksum
+    }
+}
+
+enum Network {
+    V4(Ipv4Header),
+    V6(Ipv6Header),
+}

@@ -1,0 +1,128 @@
+//! What an agent would have written into a node's maps, in the ABI's own types.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vmlb_common::abi::{
+    self, Backend, Device, Frontend, FrontendKey, Gate, Pod, PortRange, Service, Settings, Target, TargetKey,
+    Timeouts,
+};
+use vmlb_common::family::{Address, Address4, Address6, V4, V6};
+use vmlb_common::host::{HostFamily, Node};
+
+/// The maps that agents write.
+#[derive(Clone, Debug)]
+pub struct Records {
+    /// Map `settings`.
+    pub settings: Settings,
+    /// Map `gate`; absent entries are zero.
+    pub gate: BTreeMap<u32, u64>,
+    /// Map `devices`.
+    pub devices: BTreeMap<u32, Device>,
+    /// Map `services`.
+    pub services: BTreeMap<u32, Service>,
+    /// Map `slots`.
+    pub slots: BTreeMap<u32, Target>,
+    /// Map `targets`.
+    pub targets: BTreeSet<TargetKey>,
+    /// Maps of IPv4.
+    pub v4: Addressed<Address4>,
+    /// Maps of IPv6.
+    pub v6: Addressed<Address6>,
+}
+
+/// The maps of one family.
+#[derive(Clone, Debug, Default)]
+pub struct Addressed<A: Ord> {
+    /// Map `frontends_*`.
+    pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    /// Map `backends_*`.
+    pub backends: BTreeMap<u32, Backend<A>>,
+    /// Map `pods_*`.
+    pub pods: BTreeMap<A, Pod>,
+}
+
+impl Records {
+    /// Settings and nothing else; `hz` jiffies a second.
+    pub fn new(hz: u32) -> Self {
+        let settings = Settings {
+            version: abi::VERSION,
+            generation: 1,
+            hz,
+            secret: 0x5eed_1234,
+            snat_ports: [PortRange::default(); 4],
+            snat_port_count: 0,
+            timeouts: Timeouts::DEFAULT,
+            inherited: 0,
+            node: [0; 64],
+        };
+        Self {
+            settings,
+            gate: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            targets: BTreeSet::new(),
+            v4: Addressed::default(),
+            v6: Addressed::default(),
+        }
+    }
+
+    /// Sets a bit of the gate.
+    pub fn open(&mut self, gate: Gate, bit: u16) {
+        *self.gate.entry(gate.entry(bit)).or_default() |= Gate::mask(bit);
+    }
+
+    /// Replaces the SNAT ports by one range.
+    pub fn use_snat_ports(&mut self, first: u16, last: u16) {
+        let old = self.settings.snat_ports;
+        for range in old.iter().filter(|range| range.count() > 0) {
+            for port in range.first..=range.last {
+                *self.gate.entry(Gate::SNAT_PORTS.entry(port)).or_default() &= !Gate::mask(port);
+            }
+        }
+        let unused = PortRange::default();
+        self.settings.snat_ports = [PortRange { first, last }, unused, unused, unused];
+        self.settings.snat_port_count = self.settings.snat_ports[0].count();
+        for port in first..=last {
+            self.open(Gate::SNAT_PORTS, port);
+        }
+    }
+
+    /// Brings `node` from what `old` says to what this says.
+    pub fn install(&self, old: Option<&Self>, node: &mut Node) {
+        node.set_settings(self.settings);
+        for (&entry, &bits) in &self.gate {
+            node.set_gate(entry, bits);
+        }
+        for id in old.iter().flat_map(|old| old.devices.keys()) {
+            node.set_device(*id, None);
+        }
+        for (&id, &device) in &self.devices {
+            node.set_device(id, Some(device));
+        }
+        for (&id, &service) in &self.services {
+            node.set_service(id, service);
+        }
+        for (&index, &target) in &self.slots {
+            node.set_slot(index, target);
+        }
+        for &target in &self.targets {
+            node.add_target(target);
+        }
+        self.v4.install::<V4>(old.map(|old| &old.v4), node);
+        self.v6.install::<V6>(old.map(|old| &old.v6), node);
+    }
+}
+
+impl<A: Address + Ord> Addressed<A> {
+    fn install<F: HostFamily<Address = A>>(&self, old: Option<&Self>, node: &mut Node) {
+        if let Some(old) = old {
+            old.frontends.keys().for_each(|key| node.set_frontend::<F>(*key, None));
+            old.backends.keys().for_each(|id| node.set_backend::<F>(*id, None));
+            old.pods.keys().for_each(|address| node.set_pod::<F>(*address, None));
+        }
+        self.frontends.iter().for_each(|(key, to)| node.set_frontend::<F>(*key, Some(*to)));
+        self.backends.iter().for_each(|(id, to)| node.set_backend::<F>(*id, Some(*to)));
+        self.pods.iter().for_each(|(address, to)| node.set_pod::<F>(*address, Some(*to)));
+    }
+}

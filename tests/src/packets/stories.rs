@@ -1,0 +1,32 @@
+//! The stories, by subject.
+
+use super::story::Story;
+use super::world::Net;
+
+mod device;
+mod ends;
+mod foreign;
+mod hops;
+mod local;
+mod malformed;
+mod proof;
+mod remote;
+mod snat;
+mod without;
+
+/// All of them, told with the addresses of `net`.
+pub fn all(net: Net) -> Vec<Story> {
+    let subjects: [fn(Net) -> Vec<Story>; 10] = [
+        local::stories,
+        remote::stories,
+        device::stories,
+        without::stories,
+        proof::stories,
+        ends::stories,
+        snat::stories,
+        hops::stories,
+        foreign::stories,
+        malformed::stories,
+    ];
+    subjects.into_iter().flat_map(|subject| subject(net)).collect()
+}

@@ -1,0 +1,376 @@
+//! The world of the stories: one node with its devices, routes, neighbours and services, small enough to know by heart.
+//!
+//! ```text
+//! clients 192.0.2.10…     ── router .1 ── eth0 172.18.0.11 ┐
+//! pods 10.244.2.0/24      ── node2  .12 ──┘                ├ node ── pod1 10.244.1.10 (backend 1)
+//! pods 10.244.3.0/24      ── node3  .13 (MAC unknown)      │      ── pod2 10.244.1.11 (backend 8)
+//! pods 10.244.4.0/24      ── .14 ── eth1 (no XDP transmit) ┤
+//! pods 10.244.5.0/24, clients 203.0.113.0/24 ── .15 ── eth2 ┤
+//! pods 10.244.9.0/24, clients 198.51.100.0/24 ── other0 (not ours)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use vmlb_common::abi::{
+    Backend, BackendFlags, Device, DeviceFlags, Frontend, FrontendKey, Gate, Pod, Selection, Service,
+    ServiceFlags, Target, TargetKey,
+};
+use vmlb_common::family::{V4, V6};
+use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
+use vmlb_common::wire::Protocol;
+
+use super::records::{Addressed, Records};
+use crate::address::{self, Family};
+
+/// MAC address of the router, and of every other neighbour by its last octet.
+pub const ROUTER_MAC: [u8; 6] = neighbour(1);
+/// MAC address of the node's `eth0`.
+pub const NODE_MAC: [u8; 6] = own(ETH0);
+/// Uplink towards clients and most nodes.
+pub const ETH0: u32 = 1002;
+/// Uplink that XDP cannot send through.
+pub const ETH1: u32 = 1003;
+/// Uplink that XDP can send through.
+pub const ETH2: u32 = 1004;
+/// Pod-side device of backend 1.
+pub const POD1: u32 = 1005;
+/// Pod-side device of backend 8.
+pub const POD2: u32 = 1006;
+/// A device that vmlb does not manage.
+pub const OTHER0: u32 = 1007;
+
+/// All devices, by name.
+pub const DEVICES: [(&str, u32); 6] =
+    [("eth0", ETH0), ("eth1", ETH1), ("eth2", ETH2), ("pod1", POD1), ("pod2", POD2), ("other0", OTHER0)];
+
+/// Target port of every backend.
+pub const TARGET_PORT: u16 = 8080;
+/// Port of the service without backends, whose packets are the stack's.
+pub const EMPTY: u16 = 30020;
+/// Port of the service of policy Local without local backends.
+pub const EMPTY_LOCAL: u16 = 30021;
+/// Port of a service of policy Local with backend 1.
+pub const LOCAL: u16 = 30022;
+/// Port of a service that draws between backends 1 and 2.
+pub const RANDOM: u16 = 30023;
+/// Port of a service with backends 1, 2, 5 and 8.
+pub const MANY: u16 = 30024;
+/// The first SNAT port.
+pub const FIRST_SNAT_PORT: u16 = 61000;
+/// The last SNAT port.
+pub const LAST_SNAT_PORT: u16 = 61031;
+
+/// MAC address of a neighbour.
+pub const fn neighbour(number: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 1, number]
+}
+
+/// MAC address of a device of the node.
+pub const fn own(device: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 2, (device % 256) as u8]
+}
+
+/// Addresses of one family. The functions say whose they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Net(pub Family);
+
+impl Net {
+    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+        match self.0 {
+            Family::V4 => v4.parse(),
+            Family::V6 => v6.parse(),
+        }
+        .expect("addresses of the world are well formed")
+    }
+
+    /// Client number `index` behind the router.
+    pub fn client(self, index: u8, port: u16) -> SocketAddr {
+        address::client(index).socket(self.0, port)
+    }
+
+    /// A client to whom the route leads through a device that is not ours.
+    pub fn foreign_client(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.51.100.7", "2001:db8:51::7"), port)
+    }
+
+    /// A client behind eth2.
+    pub fn second_client(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("203.0.113.7", "2001:db8:71::7"), port)
+    }
+
+    /// The node, on eth0.
+    pub fn node(self, port: u16) -> SocketAddr {
+        address::node(0).socket(self.0, port)
+    }
+
+    /// The node, on eth1.
+    pub fn node_on_eth1(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("172.19.0.11", "fd00:19::11"), port)
+    }
+
+    /// The node, on eth2.
+    pub fn node_on_eth2(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("172.20.0.11", "fd00:20::11"), port)
+    }
+
+    /// The load-balancer address, a second frontend of every service.
+    pub fn vip(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.18.0.1", "2001:db8:f::1"), port)
+    }
+
+    /// The pod of a backend.
+    pub fn pod(self, backend: u32) -> SocketAddr {
+        let (node, index) = HOMES[backend as usize];
+        address::pod(node, index).socket(self.0, TARGET_PORT)
+    }
+
+    /// Somebody who has nothing to do with vmlb.
+    pub fn stranger(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("100.64.0.77", "2001:db8:99::9"), port)
+    }
+
+    fn routers(self) -> [(u32, IpAddr, u8); 7] {
+        [
+            (ETH0, self.pick("172.18.0.1", "fd00:18::1"), 1),
+            (ETH0, self.pick("172.18.0.12", "fd00:18::12"), 12),
+            (ETH1, self.pick("172.19.0.14", "fd00:19::14"), 14),
+            (ETH2, self.pick("172.20.0.15", "fd00:20::15"), 15),
+            (POD1, self.pod(1).ip(), 101),
+            (POD2, self.pod(8).ip(), 108),
+            (OTHER0, self.pick("172.21.0.9", "fd00:21::9"), 9),
+        ]
+    }
+
+    /// The neighbour whose MAC address is not known.
+    pub fn unknown_neighbour(self) -> IpAddr {
+        self.pick("172.18.0.13", "fd00:18::13")
+    }
+
+    /// Networks, prefix lengths, gateways and devices.
+    pub fn routes(self) -> Vec<(IpAddr, u32, Option<IpAddr>, u32)> {
+        let [router, node2, fourth, fifth, pod1, pod2, other] = self.routers().map(|(_, address, _)| address);
+        let (subnet, host) = match self.0 {
+            Family::V4 => (24, 32),
+            Family::V6 => (64, 128),
+        };
+        let pods = |node| address::pod(node, 0).of(self.0);
+        let network = |address: IpAddr| mask(address, subnet);
+        vec![
+            (network(self.client(0, 0).ip()), subnet, Some(router), ETH0),
+            (network(router), subnet, None, ETH0),
+            (network(fourth), subnet, None, ETH1),
+            (network(fifth), subnet, None, ETH2),
+            (network(other), subnet, None, OTHER0),
+            (pod1, host, None, POD1),
+            (pod2, host, None, POD2),
+            (network(pods(1)), subnet, Some(node2), ETH0),
+            (network(pods(2)), subnet, Some(self.unknown_neighbour()), ETH0),
+            (network(pods(3)), subnet, Some(fourth), ETH1),
+            (network(pods(4)), subnet, Some(fifth), ETH2),
+            (network(pods(8)), subnet, Some(other), OTHER0),
+            (self.pod(9).ip(), host, Some(other), OTHER0),
+            (network(self.second_client(0).ip()), subnet, Some(fifth), ETH2),
+            (network(self.foreign_client(0).ip()), subnet, Some(other), OTHER0),
+        ]
+    }
+}
+
+fn mask(address: IpAddr, bits: u32) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => IpAddr::V4((address.to_bits() & (u32::MAX << (32 - bits))).into()),
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << (128 - bits))).into()),
+    }
+}
+
+/// Node and number of each backend's pod in the rig's address plan, by backend id. 1 and 8 are here, each behind a
+/// device; 9 is here, behind a device that is not ours; 2 is on node2; 3 behind a neighbour that is not known; 4 behind
+/// eth1; 5 behind eth2; 6 behind a foreign device; 7 has no route; 10 is gone.
+const HOMES: [(u8, u8); 11] =
+    [(0, 200), (0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (8, 0), (7, 0), (0, 1), (0, 9), (1, 99)];
+
+/// Backends that are present.
+pub const PRESENT: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+/// Everything a node knows and is surrounded by.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Its maps.
+    pub records: Records,
+    /// MAC addresses of neighbours, by device and address.
+    pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    /// Devices on which forwarding is off.
+    pub silent: BTreeSet<u32>,
+    /// The node's own sockets.
+    pub sockets: BTreeSet<Socket>,
+}
+
+impl World {
+    /// The world as each story begins; `hz` jiffies a second.
+    pub fn new(hz: u32) -> Self {
+        let mut world = Self {
+            records: Records::new(hz),
+            neighbours: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            sockets: BTreeSet::new(),
+        };
+        world.records.use_snat_ports(FIRST_SNAT_PORT, LAST_SNAT_PORT);
+        world.add_devices();
+        world.add_services();
+        for family in Family::ALL {
+            let net = Net(family);
+            for (device, address, number) in net.routers() {
+                world.neighbours.insert((device, address), neighbour(number));
+            }
+            world.add_frontends(net);
+        }
+        add_backends::<V4>(&mut world.records.v4, Net(Family::V4));
+        add_backends::<V6>(&mut world.records.v6, Net(Family::V6));
+        world
+    }
+
+    fn add_devices(&mut self) {
+        let own = |address: fn(Net, u16) -> SocketAddr| Device {
+            flags: DeviceFlags::UPLINK,
+            snat_v4: V4::from_ip(address(Net(Family::V4), 0).ip()).unwrap_or_default(),
+            snat_v6: V6::from_ip(address(Net(Family::V6), 0).ip()).unwrap_or_default(),
+        };
+        let pod = Device { flags: DeviceFlags::POD_SIDE, ..Device::default() };
+        let (eth0, eth1, eth2) = (own(Net::node), own(Net::node_on_eth1), own(Net::node_on_eth2));
+        let transmitting =
+            |device: Device| Device { flags: device.flags | DeviceFlags::XDP_TRANSMIT, ..device };
+        let devices =
+            [(ETH0, transmitting(eth0)), (ETH1, eth1), (ETH2, transmitting(eth2)), (POD1, pod), (POD2, pod)];
+        self.records.devices = devices.into();
+    }
+
+    fn add_services(&mut self) {
+        for port in (1..=10).map(|backend| 30000 + backend) {
+            self.select(port, 0, &[u32::from(port) - 30000]);
+        }
+        self.select(EMPTY, 0, &[]);
+        self.select(EMPTY_LOCAL, ServiceFlags::DROP_IF_EMPTY, &[]);
+        self.select(LOCAL, ServiceFlags::LOCAL, &[1]);
+        self.select(RANDOM, ServiceFlags::RANDOM, &[1, 2]);
+        self.select(MANY, 0, &[1, 2, 5, 8, 2, 1, 5]);
+    }
+
+    /// Gives the services (TCP and UDP) of `port` these backends, one slot each.
+    pub fn select(&mut self, port: u16, flags: u32, backends: &[u32]) {
+        let records = &mut self.records;
+        let offset = u32::from(port - 30000) * 8;
+        for (&backend, index) in backends.iter().zip(offset..) {
+            records.slots.insert(index, Target { backend, port: TARGET_PORT, pad: 0 });
+            for protocol in [Protocol::TCP, Protocol::UDP] {
+                let protocol = protocol.number();
+                records.targets.insert(TargetKey { backend, port: TARGET_PORT, protocol, pad: 0 });
+            }
+        }
+        let size = u32::try_from(backends.len()).expect("a service of the world has at most 8 slots");
+        let service = Service { selection: Selection { offset, size }, flags, pad: 0 };
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            records.services.insert(service_id(port, protocol), service);
+        }
+        records.open(Gate::FRONTEND_PORTS, port);
+        records.open(Gate::TARGET_PORTS, TARGET_PORT);
+    }
+
+    fn add_frontends(&mut self, net: Net) {
+        for port in (30001..=30010).chain([EMPTY, EMPTY_LOCAL, LOCAL, RANDOM, MANY]) {
+            for frontend in [net.node(port), net.vip(port)] {
+                match net.0 {
+                    Family::V4 => add_frontend::<V4>(&mut self.records.v4, frontend),
+                    Family::V6 => add_frontend::<V6>(&mut self.records.v6, frontend),
+                }
+            }
+        }
+        let gates = [
+            (Gate::FRONTEND_ADDRESSES, net.node(0)),
+            (Gate::FRONTEND_ADDRESSES, net.vip(0)),
+            (Gate::SNAT_ADDRESSES, net.node(0)),
+            (Gate::SNAT_ADDRESSES, net.node_on_eth1(0)),
+            (Gate::SNAT_ADDRESSES, net.node_on_eth2(0)),
+            (Gate::LOCAL_PODS, net.pod(1)),
+            (Gate::LOCAL_PODS, net.pod(8)),
+            (Gate::LOCAL_PODS, net.pod(9)),
+        ];
+        for (gate, address) in gates {
+            self.records.open(gate, gate_bit(address.ip()));
+        }
+    }
+
+    /// A backend is gone: its VM was stopped.
+    pub fn remove_backend(&mut self, id: u32) {
+        self.records.v4.backends.remove(&id);
+        self.records.v6.backends.remove(&id);
+        self.records.v4.pods.retain(|_, pod| pod.backend != id);
+        self.records.v6.pods.retain(|_, pod| pod.backend != id);
+    }
+
+    /// The VM of a backend is in another pod from now on, as another host of the same network may be.
+    pub fn rehome(&mut self, id: u32, pod: IpAddr) {
+        match pod {
+            IpAddr::V4(_) => rehome::<V4>(&mut self.records.v4, id, pod),
+            IpAddr::V6(_) => rehome::<V6>(&mut self.records.v6, id, pod),
+        }
+    }
+
+    /// The FIB of this world.
+    pub fn fib(&self) -> Routes {
+        let mut routes = Routes::default();
+        for (_, device) in DEVICES {
+            routes.add_device(device, own(device));
+        }
+        for family in Family::ALL {
+            for (network, bits, router, device) in Net(family).routes() {
+                routes.add(network, bits, router.map_or(Gateway::OnLink, Gateway::Via), device);
+            }
+        }
+        for (&(device, address), &mac) in &self.neighbours {
+            routes.learn(device, address, mac);
+        }
+        self.silent.iter().for_each(|device| routes.stop_forwarding(*device));
+        routes
+    }
+}
+
+/// The service of a frontend's port.
+pub fn service_id(port: u16, protocol: Protocol) -> u32 {
+    u32::from(port - 30000) + if protocol == Protocol::UDP { 100 } else { 0 }
+}
+
+/// The bit of an address in the gate.
+pub fn gate_bit(address: IpAddr) -> u16 {
+    match address {
+        IpAddr::V4(_) => Gate::hash(&V4::from_ip(address).unwrap_or_default()),
+        IpAddr::V6(_) => Gate::hash(&V6::from_ip(address).unwrap_or_default()),
+    }
+}
+
+fn add_frontend<F: HostFamily>(tables: &mut Addressed<F::Address>, frontend: SocketAddr) {
+    let address = F::from_ip(frontend.ip()).unwrap_or_default();
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let service = service_id(frontend.port(), protocol);
+        tables.frontends.insert(FrontendKey::new(address, frontend.port(), protocol), Frontend { service });
+    }
+}
+
+fn add_backends<F: HostFamily>(tables: &mut Addressed<F::Address>, net: Net) {
+    for id in PRESENT {
+        let address = F::from_ip(net.pod(id).ip()).unwrap_or_default();
+        let here = if [1, 8, 9].contains(&id) { BackendFlags::LOCAL } else { 0 };
+        let backend = Backend { flags: BackendFlags::PRESENT | here, revision: 1, address };
+        tables.backends.insert(id, backend);
+        tables.pods.insert(address, Pod { backend: id });
+    }
+}
+
+fn rehome<F: HostFamily>(tables: &mut Addressed<F::Address>, id: u32, pod: IpAddr) {
+    let address = F::from_ip(pod).unwrap_or_default();
+    if let Some(backend) = tables.backends.get_mut(&id) {
+        backend.address = address;
+        backend.revision += 1;
+        tables.pods.retain(|_, pod| pod.backend != id);
+        tables.pods.insert(address, Pod { backend: id });
+    }
+}

@@ -1,0 +1,193 @@
+//! The datapath compiled twice gives the same twice: every packet goes through the host's node and, by
+//! `BPF_PROG_TEST_RUN`, through the object in the kernel, with the same tables on both sides; verdict, octets, reasons
+//! and tables afterwards must be equal. Routes and neighbours are the kernel's own, in a namespace that the host's
+//! routing table mirrors.
+
+#[path = "parity/both.rs"]
+mod both;
+#[path = "parity/generate.rs"]
+mod generate;
+#[path = "parity/kernel.rs"]
+mod kernel;
+#[path = "parity/network.rs"]
+mod network;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use vmlb_common::family::{V4, V6};
+use vmlb_common::host::Hook;
+use vmlb_common::verdict::Reason;
+use vmlb_tests::address::Family;
+use vmlb_tests::packets::random::Random;
+use vmlb_tests::packets::story::{self, Driver};
+use vmlb_tests::packets::world::Net;
+use vmlb_tests::skip;
+
+use both::Both;
+use generate::SCENES;
+use network::Network;
+
+/// Pairs of packet and tables in each scene.
+const PAIRS: usize = 1_200;
+
+/// Runs `test` in a network of its own, unless this machine cannot.
+fn in_network(name: &str, test: impl FnOnce(&Network, &[u8]) -> Result<()> + Send) {
+    let path = object();
+    let Ok(octets) = std::fs::read(&path) else {
+        return skip::announce(
+            name,
+            &format!("no BPF object at {}; `cargo xtask build-ebpf` makes it", path.display()),
+        );
+    };
+    skip::unless_unable(name, || {
+        let network = Network::build()?;
+        network.node.run(|| test(&network, &octets))
+    });
+}
+
+fn object() -> PathBuf {
+    std::env::var_os("VMLB_BPF_OBJECT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/vmlb.bpf.o"),
+        PathBuf::from,
+    )
+}
+
+#[test]
+fn stories_come_out_alike_on_the_host_and_in_the_kernel() {
+    in_network("stories_come_out_alike_on_the_host_and_in_the_kernel", |network, object| {
+        let mut kernel = kernel::Kernel::load(object, &network.pin_root)?;
+        let mut packets = 0;
+        for family in Family::ALL {
+            for story in story::all(family) {
+                for driver in [Driver::Xdp, Driver::Tc] {
+                    let mut both = Both::new(network, kernel)?;
+                    story.tell(&mut both, family, driver);
+                    let (returned, count) = both.finish();
+                    kernel = returned;
+                    packets += count;
+                }
+            }
+        }
+        println!("{packets} packets of stories");
+        ensure!(packets > 1500, "only {packets} packets");
+        Ok(())
+    });
+}
+
+/// Verdicts and reasons that generated pairs must meet, or they prove little.
+const IMPORTANT: [Reason; 20] = [
+    Reason::MALFORMED,
+    Reason::OPTIONS,
+    Reason::FRAGMENT,
+    Reason::MID_FLOW,
+    Reason::NO_BACKEND,
+    Reason::NO_LOCAL_BACKEND,
+    Reason::BACKEND_GONE,
+    Reason::FLOW_BUSY,
+    Reason::SNAT_EXHAUSTED,
+    Reason::NO_SNAT_ADDRESS,
+    Reason::NO_ROUTE,
+    Reason::FOREIGN_DEVICE,
+    Reason::SOURCE_NOT_KEPT,
+    Reason::TTL_EXPIRED,
+    Reason::NEIGHBOUR,
+    Reason::NO_TRANSMIT,
+    Reason::POD_DEVICE,
+    Reason::TABLE_FULL_ESTABLISHED,
+    Reason::FORWARDING_OFF,
+    Reason::INHERITED,
+];
+
+#[test]
+fn generated_packets_and_tables_come_out_alike() {
+    in_network("generated_packets_and_tables_come_out_alike", |network, object| {
+        let mut random = Random::announced("generated_packets_and_tables_come_out_alike");
+        let mut both = Both::new(network, kernel::Kernel::load(object, &network.pin_root)?)?;
+        let mut met = Met::default();
+        for scene in &SCENES {
+            both.reset()?;
+            vmlb_tests::packets::bench::Bench::change(&mut both, &|world| (scene.change)(world));
+            for number in 0..PAIRS {
+                let context = || format!("scene `{}`, pair {number}", scene.name);
+                if number % 2 == 0 {
+                    one::<V4>(&mut both, scene, Net(Family::V4), &mut random, &mut met)
+                        .with_context(context)?;
+                } else {
+                    one::<V6>(&mut both, scene, Net(Family::V6), &mut random, &mut met)
+                        .with_context(context)?;
+                }
+            }
+        }
+        met.report();
+        met.judge(SCENES.len() * PAIRS)
+    });
+}
+
+fn one<F: kernel::KernelFamily>(
+    both: &mut Both<'_>,
+    scene: &generate::Scene,
+    net: Net,
+    random: &mut Random,
+    met: &mut Met,
+) -> Result<()> {
+    let pair = generate::pair::<F>(scene, &both.host.world, net, both.now(), random);
+    both.set_flows::<F>(&pair.flows)?;
+    let outcome = both.compare::<F>(pair.hook, pair.device, &pair.frame)?;
+    let word = outcome.outcome.verdict.name();
+    *met.verdicts.entry((pair.hook, word)).or_default() += 1;
+    for reason in outcome.counted {
+        *met.reasons.entry(reason).or_default() += 1;
+    }
+    met.promoted += usize::from(outcome.promoted);
+    if random.once_in(8) {
+        met.swept += both.compare_sweep::<F>()?;
+    }
+    met.pairs += 1;
+    Ok(())
+}
+
+/// What generated pairs have met.
+#[derive(Debug, Default)]
+struct Met {
+    pairs: usize,
+    verdicts: BTreeMap<(Hook, &'static str), usize>,
+    reasons: BTreeMap<Reason, usize>,
+    promoted: usize,
+    swept: usize,
+}
+
+impl Met {
+    fn report(&self) {
+        println!("{} pairs; {} flows promoted, {} entries swept", self.pairs, self.promoted, self.swept);
+        for ((hook, verdict), count) in &self.verdicts {
+            println!("{count:6} {hook:?} {verdict}");
+        }
+        for (reason, count) in &self.reasons {
+            println!("{count:6} {}", reason.name());
+        }
+    }
+
+    fn judge(&self, pairs: usize) -> Result<()> {
+        ensure!(self.pairs == pairs && pairs >= 10_000, "{} pairs", self.pairs);
+        for reason in IMPORTANT {
+            ensure!(self.reasons.contains_key(&reason), "no packet met `{}`", reason.name());
+        }
+        for served in [
+            (Hook::Xdp, "deliver"),
+            (Hook::Xdp, "transmit"),
+            (Hook::Xdp, "redirect"),
+            (Hook::Xdp, "pass"),
+            (Hook::Ingress, "deliver"),
+            (Hook::Ingress, "redirect"),
+            (Hook::Egress, "deliver"),
+            (Hook::Pod, "redirect"),
+        ] {
+            let count = self.verdicts.get(&served).copied().unwrap_or(0);
+            ensure!(count >= 20, "{served:?} was met {count} times");
+        }
+        ensure!(self.promoted >= 50 && self.swept >= 100, "{} promoted, {} swept", self.promoted, self.swept);
+        Ok(())
+    }
+}

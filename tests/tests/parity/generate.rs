@@ -1,0 +1,387 @@
+//! Random pairs of packet and tables that mean something: most packets belong to a flow that is there, and every flow is
+//! in some state that real ones reach, or is damaged as eviction and other agents' errors damage it.
+
+use std::net::SocketAddr;
+
+use vmlb_common::abi::{Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, WireKey};
+use vmlb_common::checksum::Delta;
+use vmlb_common::family::Address;
+use vmlb_common::host::{Hook, HostFamily};
+use vmlb_common::wire::Protocol;
+use vmlb_tests::packets::bench::Flows;
+use vmlb_tests::packets::frame::{Frame, tcp, udp};
+use vmlb_tests::packets::random::Random;
+use vmlb_tests::packets::world::{
+    EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, TARGET_PORT, World, neighbour, own,
+};
+
+use super::kernel::CAPACITIES;
+
+/// A state of the node that pairs are generated for.
+pub(crate) struct Scene {
+    pub(crate) name: &'static str,
+    pub(crate) change: fn(&mut World),
+    filling: Filling,
+}
+
+/// How full the established tables are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filling {
+    Sparse,
+    Full,
+}
+
+const fn scene(name: &'static str, change: fn(&mut World)) -> Scene {
+    Scene { name, change, filling: Filling::Sparse }
+}
+
+/// All of them.
+pub(crate) const SCENES: [Scene; 10] = [
+    scene("as stories begin", |_| {}),
+    scene("backends 1 and 2 are gone", |world| {
+        world.remove_backend(1);
+        world.remove_backend(2);
+    }),
+    scene("two SNAT ports", |world| world.records.use_snat_ports(61001, 61002)),
+    scene("no SNAT ports", |world| world.records.settings.snat_port_count = 0),
+    scene("no SNAT addresses", |world| {
+        for device in world.records.devices.values_mut() {
+            device.snat_v4 = Default::default();
+            device.snat_v6 = Default::default();
+        }
+    }),
+    scene("eth0 is not ours", |world| {
+        world.records.devices.remove(&ETH0);
+    }),
+    scene("forwarding is off on eth0", |world| {
+        world.silent.insert(ETH0);
+    }),
+    scene("inherited connections", |world| world.records.settings.inherited = 1),
+    scene("no settings", |world| world.records.settings.version = 0),
+    Scene { name: "full tables", change: |_| {}, filling: Filling::Full },
+];
+
+/// A frame at a hook, and what flows have left before.
+pub(crate) struct Pair<F: HostFamily> {
+    pub(crate) hook: Hook,
+    pub(crate) device: u32,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) flows: Flows<F::Address>,
+}
+
+/// Client and frontend of a packet, and where its flow leads.
+struct Ends {
+    protocol: Protocol,
+    client: SocketAddr,
+    frontend: SocketAddr,
+    backend: u32,
+    peer: SocketAddr,
+    delivery: Delivery,
+}
+
+/// A random pair.
+pub(crate) fn pair<F: HostFamily>(
+    scene: &Scene,
+    world: &World,
+    net: Net,
+    now: u32,
+    random: &mut Random,
+) -> Pair<F> {
+    let mut flows = Flows::default();
+    let mut known = Vec::new();
+    for _ in 0..random.below(6) {
+        let ends = ends(net, random);
+        let sequence = add_flow::<F>(&mut flows, &ends, world, now, random);
+        known.push((ends, sequence));
+    }
+    for id in [1, 2, 3, 4, 5, 8] {
+        if random.once_in(2) {
+            flows.hops.insert(id, hop(world, 1, now, random));
+        }
+    }
+    if scene.filling == Filling::Full {
+        fill::<F>(&mut flows, net, now);
+    }
+    let hook = random.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Pod]);
+    let (frame, device) = packet(&known, net, hook, random);
+    if world.records.settings.inherited != 0 && random.once_in(2) {
+        inherit::<F>(&mut flows, &frame, now);
+    }
+    let octets = damaged(hook, frame.octets(), random);
+    Pair { hook, device, frame: octets, flows }
+}
+
+fn ends(net: Net, random: &mut Random) -> Ends {
+    let port = random.pick(&[61001, 61002, 61003, 40000]);
+    let number = u8::try_from(random.below(3)).expect("small");
+    let client = match random.below(12) {
+        0 => net.second_client(port),
+        1 => net.foreign_client(port),
+        2 => net.stranger(port),
+        _ => net.client(number, port),
+    };
+    let service = random.pick(&[
+        30001,
+        30001,
+        30002,
+        30002,
+        30003,
+        30004,
+        30005,
+        30006,
+        30007,
+        30008,
+        30009,
+        30010,
+        EMPTY,
+        EMPTY_LOCAL,
+        LOCAL,
+        LOCAL,
+        LOCAL,
+        MANY,
+    ]);
+    let frontend = if random.once_in(2) { net.node(service) } else { net.vip(service) };
+    let backend = match service {
+        30001..=30009 => u32::from(service) - 30000,
+        _ => random.pick(&[1, 2, 5, 8]),
+    };
+    let here = [1, 8, 9].contains(&backend);
+    let delivery = match random.below(10) {
+        0 => Delivery(random.octet() % 5),
+        1..=3 if here => Delivery::DEVICE,
+        _ if here => Delivery::STACK,
+        _ => Delivery::REMOTE,
+    };
+    let snat = random.pick(&[61000, 61001, 61002, 61003]);
+    let peer = match (delivery, backend) {
+        (Delivery::STACK, _) => client,
+        (_, 4) => net.node_on_eth1(snat),
+        (_, 5) => net.node_on_eth2(snat),
+        _ => net.node(snat),
+    };
+    let protocol = random.pick(&[Protocol::TCP, Protocol::UDP]);
+    Ends { protocol, client, frontend, backend, peer, delivery }
+}
+
+fn key<F: HostFamily>(ends: &Ends) -> FlowKey<F::Address> {
+    FlowKey {
+        client: F::from_ip(ends.client.ip()).unwrap_or_default(),
+        frontend: F::from_ip(ends.frontend.ip()).unwrap_or_default(),
+        client_port: ends.client.port(),
+        frontend_port: ends.frontend.port(),
+        protocol: ends.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    }
+}
+
+/// Adds a flow in some state; returns the acknowledgment that would prove it.
+fn add_flow<F: HostFamily>(
+    flows: &mut Flows<F::Address>,
+    ends: &Ends,
+    world: &World,
+    now: u32,
+    random: &mut Random,
+) -> u32 {
+    let key = key::<F>(ends);
+    let peer = F::from_ip(ends.peer.ip()).unwrap_or_default();
+    let address_sum =
+        Delta::ZERO.without(key.client.sum()).without(key.frontend.sum()).with(peer.sum()).fold();
+    let flags = random.pick(&[
+        0,
+        Seen::ANSWERED,
+        Seen::ANSWERED,
+        Seen::ANSWERED | Seen::CLIENT_FIN,
+        Seen::BACKEND_FIN | Seen::BACKEND_FIRST,
+        Seen::BACKEND_FIN | Seen::BACKEND_FIRST | Seen::CLIENT_FIN,
+        Seen::ANSWERED | Seen::CLIENT_FIN | Seen::BACKEND_FIN,
+        Seen::RST,
+    ]);
+    let life = random.pick(&[
+        Life::LIVE,
+        Life::LIVE,
+        Life::LIVE,
+        Life::LIVE,
+        Life::MARKED,
+        Life::MARKED,
+        Life::DEAD,
+    ]);
+    let flow = Flow {
+        backend: ends.backend,
+        service: 1,
+        life,
+        flags: flags & !Seen::ANSWERED,
+        seen: ago(world, now, random),
+        peer,
+        peer_port: ends.peer.port(),
+        target_port: TARGET_PORT,
+        delivery: ends.delivery,
+        pad: 0,
+        address_sum,
+    };
+    let mut reply = Reply {
+        flow: key,
+        life: if random.once_in(6) { random.pick(&[Life::LIVE, Life::MARKED, Life::DEAD]) } else { life },
+        flags,
+        seen: ago(world, now, random),
+        sequence: random.word(),
+        delivery: ends.delivery,
+        pad: 0,
+        address_sum,
+        hop: hop(world, 0, now, random),
+    };
+    if random.once_in(12) {
+        reply.flow.client_port ^= 1;
+    }
+    let sequence = reply.sequence;
+    let [half, established] = flows.pairs_mut();
+    let pairs = if random.once_in(2) { half } else { established };
+    if !random.once_in(10) {
+        pairs.flows.insert(key, flow);
+    }
+    if !random.once_in(10) {
+        let reply_key: ReplyKey<F::Address> = flow.reply_key(key.protocol);
+        pairs.replies.insert(reply_key, reply);
+    }
+    sequence
+}
+
+/// A time in the past, not near any timeout.
+fn ago(world: &World, now: u32, random: &mut Random) -> u32 {
+    let seconds = random.pick(&[5, 20, 100, 250, 1000, 9000]);
+    now.wrapping_sub(seconds * world.records.settings.hz)
+}
+
+/// A cached next hop: empty, of this generation for either hook, of an older one, or too old.
+fn hop(world: &World, revision: u32, now: u32, random: &mut Random) -> Hop {
+    let settings = &world.records.settings;
+    let stamp = settings.generation + revision;
+    let stamp = random.pick(&[0, stamp, stamp, stamp | 1 << 31, stamp | 1 << 31, stamp + 1]);
+    if stamp == 0 {
+        return Hop::default();
+    }
+    let filled = now.wrapping_sub(random.pick(&[4, 4, 4, 15]) * settings.hz);
+    let ifindex = random.pick(&[ETH0, ETH0, ETH2]);
+    Hop { stamp, filled, ifindex, source: own(ifindex), destination: neighbour(random.octet()) }
+}
+
+/// Flows of others, until the established tables have no room.
+fn fill<F: HostFamily>(flows: &mut Flows<F::Address>, net: Net, now: u32) {
+    let others = (0..200).map(|number| Ends {
+        protocol: Protocol::UDP,
+        client: net.client(90, 1000 + number),
+        frontend: net.node(30001),
+        backend: 1,
+        peer: net.client(90, 1000 + number),
+        delivery: Delivery::STACK,
+    });
+    let room = CAPACITIES.flows as usize;
+    for ends in others {
+        let established = &mut flows.established;
+        let key = key::<F>(&ends);
+        let peer = F::from_ip(ends.peer.ip()).unwrap_or_default();
+        let flow = Flow {
+            backend: 1,
+            seen: now,
+            peer,
+            peer_port: ends.peer.port(),
+            target_port: TARGET_PORT,
+            delivery: Delivery::STACK,
+            ..Flow::default()
+        };
+        if established.flows.len() < room {
+            established.flows.insert(key, flow);
+        }
+        if established.replies.len() < room {
+            let reply = Reply { flow: key, seen: now, delivery: Delivery::STACK, ..Reply::default() };
+            established.replies.insert(flow.reply_key(key.protocol), reply);
+        }
+    }
+}
+
+fn inherit<F: HostFamily>(flows: &mut Flows<F::Address>, frame: &Frame, now: u32) {
+    let key = WireKey {
+        source: F::from_ip(frame.source.ip()).unwrap_or_default(),
+        destination: F::from_ip(frame.destination.ip()).unwrap_or_default(),
+        source_port: frame.source.port(),
+        destination_port: frame.destination.port(),
+        protocol: frame.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    };
+    flows.inherited.insert(key, Inherited { seen: now.wrapping_sub(50_000) });
+}
+
+/// A packet, mostly of one of the flows, and the device it crosses.
+fn packet(known: &[(Ends, u32)], net: Net, hook: Hook, random: &mut Random) -> (Frame, u32) {
+    let uplink = random.pick(&[ETH0, ETH0, ETH0, ETH1, ETH2]);
+    let device = if hook == Hook::Pod { random.pick(&[POD1, POD1, OTHER0]) } else { uplink };
+    let fresh = (ends(net, random), random.word());
+    let fitting: Vec<&(Ends, u32)> = known.iter().filter(|(ends, _)| fits(hook, ends.delivery)).collect();
+    let (ends, sequence) =
+        if fitting.is_empty() || random.once_in(5) { &fresh } else { fitting[random.below(fitting.len())] };
+    let is_reply = matches!(hook, Hook::Egress | Hook::Pod) || random.once_in(3);
+    let (source, destination) = match random.below(30) {
+        0 => (net.stranger(random.short().max(1)), net.node(random.short().max(1))),
+        1 => (net.pod(random.pick(&[1, 2, 5, 8])), net.node(random.pick(&[61000, 61005, 61031]))),
+        _ if is_reply => (net.pod(ends.backend), ends.peer),
+        _ => (ends.client, ends.frontend),
+    };
+    let udp_or_tcp = if ends.protocol == Protocol::UDP { udp } else { tcp };
+    let frame = udp_or_tcp(source, destination);
+    let frame = if ends.protocol == Protocol::TCP { flags(frame, *sequence, random) } else { frame };
+    let frame = frame.ttl(random.pick(&[64, 64, 64, 255, 2, 1, 0]));
+    let data: Vec<u8> = (0..random.pick(&[0, 1, 5, 100, 1299, 1300])).map(|_| random.octet()).collect();
+    let frame = frame.data(&data);
+    let frame = if random.once_in(12) { frame.without_sum() } else { frame };
+    (frame, device)
+}
+
+/// Whether packets of such flows cross the hook.
+fn fits(hook: Hook, delivery: Delivery) -> bool {
+    match hook {
+        Hook::Xdp | Hook::Ingress => true,
+        Hook::Egress => delivery == Delivery::STACK,
+        Hook::Pod => delivery == Delivery::DEVICE,
+    }
+}
+
+fn flags(frame: Frame, sequence: u32, random: &mut Random) -> Frame {
+    let right = sequence.wrapping_add(random.pick(&[0, 1, 1000, 0x000f_ffff, 0x0010_0000, u32::MAX]));
+    match random.below(10) {
+        0..=2 => frame.syn(random.word()),
+        3 => frame.syn(random.word()).ack(random.word()),
+        4..=6 => frame.at(random.word()).ack(right),
+        7 => frame.at(random.word()).ack(right).fin(),
+        8 => frame.at(random.word()).rst(),
+        _ => frame,
+    }
+}
+
+/// One in four frames is not as it should be.
+fn damaged(hook: Hook, mut octets: Vec<u8>, random: &mut Random) -> Vec<u8> {
+    let is_v4 = octets[12] == 8;
+    // What program runs take: at TC no less than an IP header.
+    let shortest = if hook == Hook::Xdp {
+        14
+    } else if is_v4 {
+        34
+    } else {
+        54
+    };
+    match random.below(36) {
+        0..=3 => {
+            let at = random.below(octets.len().min(74));
+            octets[at] = random.octet();
+        }
+        4 => octets.truncate(shortest + random.below(octets.len() - shortest)),
+        5 => octets.resize(octets.len() + 1 + random.below(60), 0),
+        // Options and fragments; over IPv6 a fragment header's number and a payload length.
+        6 if is_v4 => octets[14] = 0x40 | random.pick(&[4, 6, 15]),
+        7 if is_v4 => octets[20] = 0x20,
+        7 => octets[20] = 44,
+        8 => octets.splice(12..12, [0x81, 0, 0, 7]).for_each(drop),
+        _ => {}
+    }
+    octets
+}

@@ -1,0 +1,346 @@
+//! The node's network as the agent drives it: programs on uplinks and on pods' devices, next hops kept fresh, and the facts
+//! that the control plane works from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::Context;
+use aya::Ebpf;
+use futures_util::FutureExt;
+use vmlb_common::abi::{DeviceFlags, PortRange};
+
+use super::pods::PodSides;
+use crate::facts::NodeFacts;
+use crate::interface::features::Features;
+use crate::interface::uplinks::{Crossing, DeviceFlag, choose, facts};
+use crate::interface::watch::{Netlink, Route};
+use crate::interface::{Changed, Interfaces};
+use crate::loader::attach::clsact;
+use crate::loader::attach::{Attacher, Mode, Place, TcMethod, Uplink};
+use crate::neighbours::{Neighbours, NextHop};
+use crate::pins::{Hook, PinRoot};
+use crate::state::{DeviceState, Role};
+use crate::tables::pinned::{self, Whereabouts};
+
+#[derive(Clone, Debug)]
+struct Attached {
+    name: String,
+    wanted: Mode,
+    uplink: Uplink,
+}
+
+/// See the module.
+pub struct Network {
+    netlink: Netlink,
+    interfaces: Interfaces,
+    features: Features,
+    attacher: Attacher,
+    neighbours: Neighbours,
+    flags: Vec<DeviceFlag>,
+    uplinks: BTreeMap<u32, Attached>,
+    pods: PodSides,
+    routes: BTreeMap<IpAddr, Option<Route>>,
+    default_routes: Option<Vec<Route>>,
+    backends: Places,
+    started: bool,
+    missing: BTreeSet<String>,
+    told_of_none: bool,
+}
+
+/// Backends as the network side knows them: addresses, and on which side of the uplinks they are.
+pub type Places = BTreeSet<(IpAddr, Whereabouts)>;
+
+impl Network {
+    /// Connects to the kernel and looks around; attaches nothing yet.
+    ///
+    /// # Errors
+    /// When netlink does not work.
+    pub async fn start(root: &PinRoot, method: TcMethod, flags: Vec<DeviceFlag>) -> anyhow::Result<Self> {
+        let netlink = Netlink::connect()?;
+        let interfaces = netlink.dump().await?;
+        let neighbours = Neighbours::adopt(netlink.handle().clone(), pinned::neighbours(root)?)?;
+        Ok(Self {
+            netlink,
+            interfaces,
+            features: Features::open(),
+            attacher: Attacher::new(root, method),
+            neighbours,
+            flags,
+            uplinks: BTreeMap::new(),
+            pods: PodSides::default(),
+            routes: BTreeMap::new(),
+            default_routes: None,
+            backends: BTreeSet::new(),
+            started: false,
+            missing: BTreeSet::new(),
+            told_of_none: false,
+        })
+    }
+
+    /// Waits until something changes that the kernel tells; `None`: it told too much at once.
+    ///
+    /// # Errors
+    /// When the kernel tells nothing any more.
+    pub async fn changed(&mut self) -> anyhow::Result<Option<Changed>> {
+        loop {
+            match self.netlink.changed(&mut self.interfaces).await? {
+                Some(Changed::NOTHING) => {}
+                changed => return Ok(changed),
+            }
+        }
+    }
+
+    /// What has changed in all, after a burst of messages whose beginning was `first`.
+    ///
+    /// # Errors
+    /// As [`Network::changed`].
+    pub async fn settle(&mut self, first: Option<Changed>) -> anyhow::Result<Changed> {
+        let mut changed = first;
+        while let Some(more) = self.netlink.changed(&mut self.interfaces).now_or_never() {
+            changed = changed.zip(more?).map(|(before, more)| before.and(more));
+        }
+        let changed = match changed {
+            Some(changed) => changed,
+            None => self.resume().await.and(Changed::LINKS),
+        };
+        self.forget_routes(changed);
+        Ok(changed)
+    }
+
+    /// Looks at everything again; says what is not as it was.
+    pub async fn resume(&mut self) -> Changed {
+        match self.netlink.dump().await {
+            Ok(now) if now == self.interfaces => Changed::NOTHING,
+            Ok(now) => {
+                let links_differ = !now.links().eq(self.interfaces.links());
+                self.interfaces = now;
+                let changed = if links_differ { Changed::LINKS } else { Changed::FEATURES };
+                self.forget_routes(changed);
+                changed
+            }
+            Err(error) => {
+                tracing::error!("the network is not seen: {error:#}");
+                Changed::NOTHING
+            }
+        }
+    }
+
+    fn forget_routes(&mut self, changed: Changed) {
+        if changed.has(Changed::LINKS.and(Changed::ADDRESSES).and(Changed::ROUTES)) {
+            self.routes.clear();
+            self.default_routes = None;
+        }
+    }
+
+    /// Whether the backends are others than those of the last [`Network::refresh`].
+    #[must_use]
+    pub fn wants(&self, backends: &Places) -> bool {
+        *backends != self.backends
+    }
+
+    /// Puts programs on every device that needs them, looks after next hops, and says what there is. Devices that need
+    /// theirs no more are out of the facts at once and lose their programs by [`Network::release_devices`].
+    ///
+    /// # Errors
+    /// When, the first time, a program cannot be attached to an uplink.
+    pub async fn refresh(
+        &mut self,
+        ebpf: &mut Ebpf,
+        backends: Places,
+        internal: &[IpAddr],
+        snat_ports: &[PortRange],
+    ) -> anyhow::Result<NodeFacts> {
+        self.backends = backends;
+        self.look_up_routes().await;
+        self.attach_uplinks(ebpf, internal)?;
+        let mut crossings = BTreeMap::new();
+        for ifindex in self.uplinks.keys() {
+            let crossing: &mut Crossing = crossings.entry(*ifindex).or_default();
+            crossing.flags |= DeviceFlags::UPLINK;
+        }
+        let hops = self.cross(&mut crossings);
+        self.pods.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
+        for (ifindex, crossing) in &mut crossings {
+            let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
+            if self.features.can_transmit(*ifindex, name) {
+                crossing.flags |= DeviceFlags::XDP_TRANSMIT;
+            }
+        }
+        self.neighbours.keep(&hops).await;
+        Ok(facts(&self.interfaces, &crossings, snat_ports, internal))
+    }
+
+    /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.
+    pub async fn look_up(&mut self, backends: Places) {
+        self.backends = backends;
+        self.look_up_routes().await;
+    }
+
+    async fn look_up_routes(&mut self) {
+        if self.default_routes.is_none() {
+            match self.netlink.default_routes().await {
+                Ok(routes) => self.default_routes = Some(routes),
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+        self.routes.retain(|address, _| {
+            self.backends
+                .range((*address, Whereabouts::Here)..)
+                .next()
+                .is_some_and(|(found, _)| found == address)
+        });
+        for (address, _) in &self.backends {
+            if self.routes.contains_key(address) {
+                continue;
+            }
+            match self.netlink.route(*address).await {
+                Ok(route) => drop(self.routes.insert(*address, route)),
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+    }
+
+    fn attach_uplinks(&mut self, ebpf: &mut Ebpf, internal: &[IpAddr]) -> anyhow::Result<()> {
+        let default_routes = self.default_routes.iter().flatten().map(|route| route.ifindex).collect();
+        let interfaces = &self.interfaces;
+        // A device is an uplink until it goes: a default route that is away for a moment is no reason to stop.
+        let is_there =
+            |ifindex: &u32, name: &str| interfaces.link(*ifindex).is_some_and(|link| link.name == name);
+        let attacher = &self.attacher;
+        let before = self.uplinks.len();
+        self.uplinks.retain(|ifindex, attached| {
+            let place = Place { name: &attached.name, ifindex: *ifindex };
+            is_there(ifindex, &attached.name) && attacher.is_intact(place, &attached.uplink)
+        });
+        if self.uplinks.len() < before {
+            self.attacher.forget_devices_that_are_gone();
+        }
+        for (link, wanted) in choose(&self.flags, interfaces, &default_routes, internal) {
+            if self.uplinks.get(&link.ifindex).is_some_and(|attached| attached.wanted == wanted) {
+                continue;
+            }
+            let place = Place { name: &link.name, ifindex: link.ifindex };
+            let attached = self.attacher.uplink(ebpf, place, wanted);
+            let uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name)) {
+                Ok(uplink) => uplink,
+                // An agent that cannot begin its work says so by ending; later the other devices go on.
+                Err(error) if !self.started => return Err(error),
+                // It went while we were at it; netlink will tell.
+                Err(error) if clsact::is_absent_device(&error) => continue,
+                Err(error) => {
+                    tracing::error!("{error:#}");
+                    continue;
+                }
+            };
+            match &uplink.reason {
+                None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
+                Some(reason) => tracing::warn!("{}: uplink by tc: {reason}", link.name),
+            }
+            self.pods.yield_to_uplink(link.ifindex, &self.attacher)?;
+            self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });
+        }
+        self.started = true;
+        self.complain_of_missing();
+        Ok(())
+    }
+
+    fn complain_of_missing(&mut self) {
+        let missing: BTreeSet<String> = self
+            .flags
+            .iter()
+            .filter(|flag| self.interfaces.link_named(&flag.name).is_none())
+            .map(|flag| flag.name.clone())
+            .collect();
+        for name in missing.difference(&self.missing) {
+            tracing::warn!("--device {name}: there is no such device yet; it is attached when it appears");
+        }
+        self.missing = missing;
+        let none = self.uplinks.is_empty() && self.flags.is_empty();
+        if none && !self.told_of_none {
+            tracing::warn!("no default route and no InternalIP tells the uplink; name it: --device NAME");
+        }
+        self.told_of_none = none;
+    }
+
+    /// Where packets to backends go: devices of pods on this node are noted in `crossings`, neighbours towards other nodes
+    /// and default gateways are returned.
+    fn cross(&self, crossings: &mut BTreeMap<u32, Crossing>) -> BTreeSet<NextHop> {
+        let hop = |route: &Route| NextHop { ifindex: route.ifindex, address: route.next_hop };
+        let on_uplink = |route: &&Route| self.uplinks.contains_key(&route.ifindex);
+        let gateways =
+            self.default_routes.iter().flatten().filter(on_uplink).filter(|route| route.by_gateway);
+        let mut hops: BTreeSet<NextHop> = gateways.map(hop).collect();
+        for (address, place) in &self.backends {
+            let Some(Some(route)) = self.routes.get(address) else { continue };
+            if self.uplinks.contains_key(&route.ifindex) {
+                if *place == Whereabouts::Elsewhere {
+                    hops.insert(hop(route));
+                }
+                continue;
+            }
+            let kind = self.interfaces.link(route.ifindex).map(|link| link.kind.as_str()).unwrap_or_default();
+            if *place == Whereabouts::Here && ["veth", "bridge"].contains(&kind) {
+                let crossing = crossings.entry(route.ifindex).or_default();
+                crossing.flags |= DeviceFlags::POD_SIDE;
+                let source =
+                    if address.is_ipv4() { &mut crossing.source_v4 } else { &mut crossing.source_v6 };
+                *source = source.or(route.source);
+            }
+        }
+        hops
+    }
+
+    /// Takes the programs off pods' devices that need them no more and are out of the facts.
+    pub fn release_devices(&mut self) {
+        self.pods.release(&self.attacher);
+    }
+
+    /// Removes the links of an earlier agent that this one does not use.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn prune(&self) -> anyhow::Result<()> {
+        let mut wanted = BTreeSet::new();
+        for attached in self.uplinks.values() {
+            wanted.extend([Hook::Ingress, Hook::Egress].map(|hook| (attached.name.clone(), hook)));
+            if attached.uplink.mode == Mode::Xdp {
+                wanted.insert((attached.name.clone(), Hook::Xdp));
+            }
+        }
+        wanted.extend(self.pods.links());
+        self.attacher.prune(&wanted)
+    }
+
+    /// Has the kernel confirm the next hops it does not look after by itself.
+    pub async fn probe(&self) {
+        self.neighbours.probe().await;
+    }
+
+    /// How many next hops are kept fresh.
+    #[must_use]
+    pub fn neighbours(&self) -> usize {
+        self.neighbours.count()
+    }
+
+    /// How TC programs are attached, in a word.
+    #[must_use]
+    pub fn method_name(&self) -> &'static str {
+        match self.attacher.method() {
+            TcMethod::Tcx => "tcx",
+            TcMethod::Clsact => "clsact",
+        }
+    }
+
+    /// The devices with programs.
+    #[must_use]
+    pub fn devices(&self) -> Vec<DeviceState> {
+        let uplinks = self.uplinks.iter().map(|(ifindex, attached)| DeviceState {
+            name: attached.name.clone(),
+            ifindex: *ifindex,
+            role: Role::Uplink,
+            mode: attached.uplink.mode,
+            reason: attached.uplink.reason.clone(),
+        });
+        uplinks.chain(self.pods.devices()).collect()
+    }
+}

@@ -1,0 +1,66 @@
+//! The flags of `vmlb agent`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use vmlb_common::abi::PortRange;
+
+use super::source::SourceFlags;
+use crate::facts::NodePortAddresses;
+use crate::http;
+use crate::interface::uplinks::DeviceFlag;
+use crate::loader::Sizes;
+use crate::pins::DEFAULT_ROOT;
+use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
+
+/// Options of `vmlb agent`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  vmlb agent                                      in a pod, by its service account; or by ~/.kube/config
+  vmlb agent --kubeconfig admin.conf --context lab --node-name node-a
+  vmlb agent --manifests /etc/vmlb --node-name node-a
+  vmlb agent --manifests /etc/vmlb --node-name node-a --device eth0 --device eth1=tc --flows 1000000
+
+The agent may be stopped, killed, restarted and upgraded at any time: programs and maps stay, traffic goes on.
+`vmlb detach` takes everything down.")]
+pub struct Options {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub source: SourceFlags,
+    /// Device by which clients and other nodes are reached, by native XDP or by TC; may be given several times. Without it:
+    /// the devices of the default routes and of the node's InternalIP. XDP where the driver has it, TC on a veth
+    #[arg(long = "device", value_name = "NAME[=xdp|tc]")]
+    pub devices: Vec<DeviceFlag>,
+    /// Folder of pins, on a BPF file system; one per agent
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    pub pin_root: PathBuf,
+    /// Ports that SNAT may use, up to four ranges. Without it: 1024-29999 and 61000-65535 less net.ipv4.ip_local_port_range
+    /// and less the node ports
+    #[arg(long, value_name = "A-B,C-D")]
+    pub snat_ports: Option<SnatPorts>,
+    /// The cluster's node ports (the API server's --service-node-port-range)
+    #[arg(long, value_name = "A-B", default_value = "30000-32767", value_parser = ports::range)]
+    pub node_port_range: PortRange,
+    /// Addresses on which node ports are served: blocks, `primary` (the node's main addresses), `uplinks` (all of theirs)
+    #[arg(long, value_name = "CIDR|primary|uplinks,...", default_value_t)]
+    pub nodeport_addresses: NodePortAddresses,
+    /// When idle flows end; those not named keep their default
+    #[arg(long, value_name = "NAME=TIME,...", default_value_t)]
+    pub timeout: TimeoutFlag,
+    /// Time between two ageing passes over the flow tables (ms, s, m)
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = settings::duration)]
+    pub sweep_interval: Duration,
+    /// Log every step of every packet of ours (slow; for one packet at a time)
+    #[arg(long)]
+    pub trace: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub sizes: Sizes,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub http: http::Flags,
+    /// Attach TC programs by clsact filters even where there is TCX
+    #[arg(long, hide = true)]
+    pub clsact: bool,
+}

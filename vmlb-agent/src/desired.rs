@@ -1,0 +1,342 @@
+//! What the objects call for, apart from ids and places: computed one Service at a time by pure functions ([`service`],
+//! [`backend`]) and kept in sums ([`Desired`]) that remember which of them have changed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use vmlb_common::wire::Protocol;
+
+use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::few::Few;
+use crate::identity::Identity;
+use crate::index::Index;
+use crate::object::Name;
+
+pub mod backend;
+pub mod choose;
+pub mod health;
+pub mod service;
+
+use backend::{AddressClaim, BackendView};
+use health::HealthCheck;
+use service::{Listing, ServiceView};
+
+/// The node for which things are computed.
+#[derive(Clone, Debug)]
+pub struct Here {
+    /// Its name.
+    pub node: String,
+    /// Which of its addresses serve node ports.
+    pub nodeport_addresses: NodePortAddresses,
+    /// What the network side knows of it.
+    pub facts: NodeFacts,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// The Service.
+    pub service: Name,
+    /// Its port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+/// Which of a port's selection tables: there is a second one only where IPv6 has other backends than IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// IPv4, and IPv6 where it has the same backends.
+    First,
+    /// IPv6 where it differs.
+    Second,
+}
+
+/// What an entry of map `services` is made for.
+pub type TableKey = (PortKey, Side);
+
+/// A frontend of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// Address a client uses.
+    pub address: IpAddr,
+    /// Port a client uses.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// A Service's wish for a frontend; the least wins, which is the oldest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// When the Service was made.
+    pub created: i64,
+    /// The table that would serve it.
+    pub table: TableKey,
+    /// Whether the port is served at all; one that is left to the stack still keeps others off its frontends.
+    pub served: bool,
+}
+
+/// A backend and a port of it, whatever its id.
+pub type TargetName = (Identity, u16, Protocol);
+
+/// What has changed and must be compared with what is installed.
+#[derive(Clone, Debug, Default)]
+pub struct Dirty {
+    /// Selection tables.
+    pub tables: BTreeSet<TableKey>,
+    /// Frontends.
+    pub frontends: BTreeSet<Frontend>,
+    /// Backends.
+    pub backends: BTreeSet<Identity>,
+    /// Pod addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Targets.
+    pub targets: BTreeSet<TargetName>,
+}
+
+/// What all objects together call for.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    views: BTreeMap<Name, ServiceView>,
+    claims: HashMap<Frontend, Few<Claim>>,
+    listings: HashMap<Identity, Few<Name, Vec<Listing>>>,
+    backends: HashMap<Identity, BackendView>,
+    addresses: HashMap<IpAddr, Few<AddressClaim>>,
+    targets: HashMap<TargetName, u32>,
+    held: HashSet<Identity>,
+    health_changes: BTreeMap<Name, Option<HealthCheck>>,
+    /// What has changed since it was last emptied.
+    pub dirty: Dirty,
+}
+
+impl Desired {
+    /// Computes a Service anew.
+    pub fn refresh_service(&mut self, index: &Index, here: &Here, name: &Name) {
+        let new = service::view(index, here, name);
+        let old = self.views.remove(name);
+        let none = ServiceView::default();
+        self.shift_claims(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
+        self.shift_targets(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
+        self.shift_tables(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
+        let health = |view: &Option<ServiceView>| view.as_ref().and_then(|view| view.health);
+        if health(&old) != health(&new) {
+            self.health_changes.insert(name.clone(), health(&new));
+        }
+        let stale = self.shift_listings(name, old.as_ref(), new.as_ref());
+        if let Some(new) = new {
+            self.views.insert(name.clone(), new);
+        }
+        for identity in stale {
+            self.refresh_backend(index, here, &identity);
+        }
+    }
+
+    /// Computes a backend anew, if it is or was one of ours.
+    pub fn refresh_backend(&mut self, index: &Index, here: &Here, identity: &Identity) {
+        let listings = self.listings.get(identity).into_iter().flat_map(Few::values).flatten();
+        let listings: Vec<&Listing> = listings.collect();
+        // A backend that no slice lists any more drains for as long as its pod lives.
+        let is_held = !listings.is_empty() || self.held.contains(identity);
+        let new = if is_held { backend::view(index, here, identity, &listings) } else { None };
+        let old = self.backends.remove(identity);
+        if old == new {
+            if let Some(new) = new {
+                self.backends.insert(identity.clone(), new);
+            }
+            return;
+        }
+        self.dirty.backends.insert(identity.clone());
+        for (address, claim) in old.iter().flat_map(|view| &view.claims) {
+            if let Some(claims) = self.addresses.get_mut(address) {
+                claims.remove(claim);
+                if claims.is_empty() {
+                    self.addresses.remove(address);
+                }
+            }
+            self.dirty.addresses.insert(*address);
+        }
+        for (address, claim) in new.iter().flat_map(|view| &view.claims) {
+            self.addresses.entry(*address).or_default().insert(claim.clone(), ());
+            self.dirty.addresses.insert(*address);
+        }
+        match new {
+            Some(new) => {
+                self.held.insert(identity.clone());
+                self.backends.insert(identity.clone(), new);
+            }
+            None => {
+                self.held.remove(identity);
+            }
+        }
+    }
+
+    /// What balancers outside are to be told from now on, as far as it has changed since the last call; `None`: nothing
+    /// any more.
+    pub fn take_health_changes(&mut self) -> Vec<(Name, Option<HealthCheck>)> {
+        std::mem::take(&mut self.health_changes).into_iter().collect()
+    }
+
+    /// Takes over a backend that an earlier agent has installed: it may be draining.
+    pub fn hold(&mut self, identity: &Identity) {
+        self.held.insert(identity.clone());
+    }
+
+    /// Everything is to be compared with what is installed.
+    pub fn touch_all(&mut self) {
+        let tables = self.views.values().flat_map(|view| view.tables().map(|(key, _)| key));
+        self.dirty.tables.extend(tables);
+        self.dirty.frontends.extend(self.claims.keys().copied());
+        self.dirty.backends.extend(self.backends.keys().cloned());
+        self.dirty.addresses.extend(self.addresses.keys().copied());
+        self.dirty.targets.extend(self.targets.keys().cloned());
+    }
+
+    /// A backend has got its id, or lost it: what names it is to be looked at again.
+    pub fn touch_users(&mut self, identity: &Identity) {
+        let services: Vec<Name> =
+            self.listings.get(identity).into_iter().flat_map(Few::keys).cloned().collect();
+        for service in services {
+            let Some(view) = self.views.get(&service) else { continue };
+            for port in &view.ports {
+                self.dirty.tables.extend(port.tables().map(|(key, _)| key));
+                let of_backend = port.targets.iter().filter(|(backend, _)| backend == identity);
+                let key = |(backend, number): &(Identity, u16)| (backend.clone(), *number, port.key.protocol);
+                self.dirty.targets.extend(of_backend.map(key));
+            }
+        }
+        if let Some(view) = self.backends.get(identity) {
+            self.dirty.addresses.extend(view.claims.iter().map(|(address, _)| *address));
+        }
+    }
+
+    /// A table has got its id, or lost it: its frontends are to be looked at again.
+    pub fn touch_frontends(&mut self, key: &PortKey) {
+        if let Some(port) = self.port(key) {
+            let frontends: Vec<Frontend> = port.frontends.iter().map(|(frontend, _)| *frontend).collect();
+            self.dirty.frontends.extend(frontends);
+        }
+    }
+
+    /// Every Service that is of interest, sorted by name.
+    pub fn services(&self) -> impl Iterator<Item = (&Name, &ServiceView)> {
+        self.views.iter()
+    }
+
+    /// A Service.
+    #[must_use]
+    pub fn service(&self, name: &Name) -> Option<&ServiceView> {
+        self.views.get(name)
+    }
+
+    /// A port.
+    #[must_use]
+    pub fn port(&self, key: &PortKey) -> Option<&service::PortView> {
+        self.views.get(&key.service)?.ports.iter().find(|port| port.key == *key)
+    }
+
+    /// A selection table, if its port is served.
+    #[must_use]
+    pub fn table(&self, key: &TableKey) -> Option<(&service::PortView, &service::TableView)> {
+        let port = self.port(&key.0)?;
+        port.table(key.1).map(|table| (port, table))
+    }
+
+    /// The claims on a frontend, the winner first.
+    pub fn claims(&self, frontend: &Frontend) -> impl Iterator<Item = &Claim> {
+        self.claims.get(frontend).into_iter().flat_map(Few::keys)
+    }
+
+    /// A backend.
+    #[must_use]
+    pub fn backend(&self, identity: &Identity) -> Option<&BackendView> {
+        self.backends.get(identity)
+    }
+
+    /// All backends, in no order.
+    pub fn backends(&self) -> impl Iterator<Item = (&Identity, &BackendView)> {
+        self.backends.iter()
+    }
+
+    /// The claims on a pod address, the winner first.
+    pub fn address_claims(&self, address: IpAddr) -> impl Iterator<Item = &AddressClaim> {
+        self.addresses.get(&address).into_iter().flat_map(Few::keys)
+    }
+
+    /// How many service ports a target serves.
+    #[must_use]
+    pub fn target_count(&self, target: &TargetName) -> u32 {
+        self.targets.get(target).copied().unwrap_or(0)
+    }
+
+    fn shift_claims(&mut self, old: &ServiceView, new: &ServiceView) {
+        let (old, new) = (old.claims(), new.claims());
+        for (frontend, claim) in old.difference(&new) {
+            if let Some(claims) = self.claims.get_mut(frontend) {
+                claims.remove(claim);
+                if claims.is_empty() {
+                    self.claims.remove(frontend);
+                }
+            }
+            self.dirty.frontends.insert(*frontend);
+        }
+        for (frontend, claim) in new.difference(&old) {
+            self.claims.entry(*frontend).or_default().insert(claim.clone(), ());
+            self.dirty.frontends.insert(*frontend);
+        }
+    }
+
+    fn shift_targets(&mut self, old: &ServiceView, new: &ServiceView) {
+        // A port that stays adds and takes one: only what really differs becomes dirty.
+        let mut differences: HashMap<TargetName, i64> = HashMap::new();
+        for (view, by) in [(old, -1), (new, 1)] {
+            for port in &view.ports {
+                for (backend, number) in &port.targets {
+                    *differences.entry((backend.clone(), *number, port.key.protocol)).or_insert(0) += by;
+                }
+            }
+        }
+        for (target, by) in differences.into_iter().filter(|(_, by)| *by != 0) {
+            let count = i64::from(self.targets.get(&target).copied().unwrap_or(0)) + by;
+            match u32::try_from(count) {
+                Ok(count) if count > 0 => self.targets.insert(target.clone(), count),
+                _ => self.targets.remove(&target),
+            };
+            self.dirty.targets.insert(target);
+        }
+    }
+
+    fn shift_tables(&mut self, old: &ServiceView, new: &ServiceView) {
+        let old: BTreeMap<TableKey, _> = old.tables().collect();
+        let new: BTreeMap<TableKey, _> = new.tables().collect();
+        let keys = old.keys().chain(new.keys()).filter(|key| old.get(*key) != new.get(*key));
+        self.dirty.tables.extend(keys.cloned());
+    }
+
+    fn shift_listings(
+        &mut self,
+        name: &Name,
+        old: Option<&ServiceView>,
+        new: Option<&ServiceView>,
+    ) -> Vec<Identity> {
+        let none = BTreeMap::new();
+        let old = old.map_or(&none, |view| &view.listings);
+        let new = new.map_or(&none, |view| &view.listings);
+        let mut stale = Vec::new();
+        for identity in old.keys().chain(new.keys().filter(|identity| !old.contains_key(*identity))) {
+            if old.get(identity) == new.get(identity) {
+                continue;
+            }
+            stale.push(identity.clone());
+            let by_service = self.listings.entry(identity.clone()).or_default();
+            match new.get(identity) {
+                Some(listing) => by_service.insert(name.clone(), listing.clone()),
+                None => by_service.remove(name),
+            };
+            if by_service.is_empty() {
+                self.listings.remove(identity);
+            }
+        }
+        stale
+    }
+}

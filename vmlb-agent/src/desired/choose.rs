@@ -1,0 +1,166 @@
+//! Which endpoints new flows may be given to: CONTRACT §2 as one pure function.
+
+use std::sync::Arc;
+
+use crate::index::slice::Endpoint;
+
+/// The endpoints of a port, by their places in what was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// For policy Cluster.
+    pub cluster: Vec<usize>,
+    /// For policy Local.
+    pub local: Vec<usize>,
+}
+
+/// Chooses among the endpoints of one port and family for a node and its zone.
+#[must_use]
+pub fn choose(endpoints: &[&Endpoint], node: &str, zone: Option<&str>) -> Choice {
+    let here = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(node);
+    let ready = select(endpoints, |endpoint| endpoint.ready);
+    let local = select(endpoints, |endpoint| endpoint.ready && here(endpoint));
+    let ends = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
+    Choice {
+        cluster: if ready.is_empty() {
+            select(endpoints, ends)
+        } else {
+            narrow(endpoints, ready, node, zone)
+        },
+        local: if local.is_empty() {
+            select(endpoints, |endpoint| ends(endpoint) && here(endpoint))
+        } else {
+            local
+        },
+    }
+}
+
+fn select(endpoints: &[&Endpoint], keep: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
+    let kept = endpoints.iter().enumerate().filter(|(_, endpoint)| keep(endpoint));
+    kept.map(|(place, _)| place).collect()
+}
+
+/// Topology: hints count only if every ready endpoint has them and one names us; a hint that some lack may be stale.
+fn narrow(endpoints: &[&Endpoint], ready: Vec<usize>, node: &str, zone: Option<&str>) -> Vec<usize> {
+    let by = |hints: fn(&Endpoint) -> &[Arc<str>], wanted: &str| -> Option<Vec<usize>> {
+        if ready.iter().any(|place| hints(endpoints[*place]).is_empty()) {
+            return None;
+        }
+        let named = |place: &usize| hints(endpoints[*place]).iter().any(|hint| **hint == *wanted);
+        let named: Vec<usize> = ready.iter().copied().filter(named).collect();
+        (!named.is_empty()).then_some(named)
+    };
+    let by_node = by(|endpoint| &endpoint.node_hints, node);
+    let by_zone = || zone.and_then(|zone| by(|endpoint| &endpoint.zone_hints, zone));
+    by_node.or_else(by_zone).unwrap_or(ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn endpoint(ready: bool, serving: bool, terminating: bool, node: &str) -> Endpoint {
+        Endpoint {
+            address: [10, 0, 0, 1].into(),
+            ready,
+            serving,
+            terminating,
+            node: Some(node.into()),
+            node_hints: Vec::new(),
+            zone_hints: Vec::new(),
+            pod: None,
+        }
+    }
+
+    fn chosen(endpoints: &[Endpoint]) -> (Vec<usize>, Vec<usize>) {
+        let choice = choose(&endpoints.iter().collect::<Vec<_>>(), "n1", Some("z1"));
+        (choice.cluster, choice.local)
+    }
+
+    #[test]
+    fn ready_endpoints_are_chosen_and_the_local_ones_for_policy_local() {
+        let endpoints = [
+            endpoint(true, true, false, "n1"),
+            endpoint(true, true, false, "n2"),
+            endpoint(false, false, false, "n1"),
+        ];
+        assert_eq!(chosen(&endpoints), (vec![0, 1], vec![0]));
+    }
+
+    #[test]
+    fn without_ready_endpoints_those_serving_and_terminating_are_used_node_by_node() {
+        let endpoints = [
+            endpoint(false, true, true, "n1"),
+            endpoint(true, true, false, "n2"),
+            endpoint(false, true, false, "n1"),
+        ];
+        // Locally the fallback applies although another node has a ready one.
+        assert_eq!(chosen(&endpoints), (vec![1], vec![0]));
+        assert_eq!(chosen(&endpoints[..1]), (vec![0], vec![0]));
+    }
+
+    #[test]
+    fn node_hints_come_before_zone_hints_and_count_only_if_all_ready_endpoints_have_them() {
+        let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n2")];
+        endpoints[0].zone_hints = vec!["z1".into()];
+        endpoints[1].zone_hints = vec!["z2".into()];
+        assert_eq!(chosen(&endpoints).0, vec![0]);
+        endpoints[1].node_hints = vec!["n1".into()];
+        assert_eq!(chosen(&endpoints).0, vec![0], "one of two has node hints: they do not count");
+        endpoints[0].node_hints = vec!["n2".into()];
+        assert_eq!(chosen(&endpoints).0, vec![1]);
+        endpoints[0].zone_hints.clear();
+        endpoints[1].node_hints = vec!["n3".into()];
+        assert_eq!(chosen(&endpoints).0, vec![0, 1], "no hint names us");
+    }
+
+    #[test]
+    fn hints_do_not_narrow_the_local_set_nor_the_terminating_fallback() {
+        let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n1")];
+        endpoints[0].node_hints = vec!["n1".into()];
+        endpoints[1].node_hints = vec!["n2".into()];
+        assert_eq!(chosen(&endpoints), (vec![0], vec![0, 1]));
+        for endpoint in &mut endpoints {
+            (endpoint.ready, endpoint.terminating) = (false, true);
+        }
+        assert_eq!(chosen(&endpoints).0, vec![0, 1]);
+    }
+
+    fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+        let hints = || proptest::collection::vec(0u8..3, 0..3);
+        (any::<(bool, bool, bool)>(), 0u8..3, hints(), hints()).prop_map(
+            |((ready, serving, terminating), node, nodes, zones)| {
+                let mut endpoint = endpoint(ready, serving || ready, terminating, &format!("n{node}"));
+                endpoint.node_hints =
+                    nodes.into_iter().map(|node| format!("n{node}").as_str().into()).collect();
+                endpoint.zone_hints =
+                    zones.into_iter().map(|zone| format!("z{zone}").as_str().into()).collect();
+                endpoint
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn only_usable_endpoints_are_chosen_and_never_none_while_one_is_usable(endpoints in proptest::collection::vec(any_endpoint(), 0..8)) {
+            let (cluster, local) = chosen(&endpoints);
+            let usable = |e: &Endpoint| e.ready || (e.serving && e.terminating);
+            prop_assert!(cluster.iter().chain(&local).all(|place| usable(&endpoints[*place])));
+            prop_assert_eq!(cluster.is_empty(), !endpoints.iter().any(usable));
+            prop_assert!(local.iter().all(|place| endpoints[*place].node.as_deref() == Some("n1")));
+            prop_assert_eq!(local.is_empty(), !endpoints.iter().any(|e| usable(e) && e.node.as_deref() == Some("n1")));
+            let any_ready = endpoints.iter().any(|e| e.ready);
+            prop_assert!(!any_ready || cluster.iter().all(|place| endpoints[*place].ready));
+        }
+
+        #[test]
+        fn the_order_of_endpoints_does_not_matter(endpoints in proptest::collection::vec(any_endpoint(), 0..8)) {
+            let (cluster, local) = chosen(&endpoints);
+            let last = endpoints.len().saturating_sub(1);
+            let reversed: Vec<Endpoint> = endpoints.into_iter().rev().collect();
+            let turned = |places: Vec<usize>| { let mut p: Vec<usize> = places.into_iter().map(|p| last - p).collect(); p.sort_unstable(); p };
+            let (other_cluster, other_local) = chosen(&reversed);
+            prop_assert_eq!((cluster, local), (turned(other_cluster), turned(other_local)));
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! One Service: its ports, their frontends and selection tables, and the endpoints it lists. A pure function of the index
+//! and the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use vmlb_common::abi::ServiceFlags;
+
+use super::choose::choose;
+use super::health::{HealthCheck, health_check};
+use super::{Claim, Frontend, Here, PortKey, Side, TableKey};
+use crate::identity::Identity;
+use crate::index::Index;
+use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
+use crate::index::slice::{Endpoint, Family};
+use crate::maglev;
+use crate::object::{Kind, Name, ObjectRef};
+use crate::warning::Warning;
+
+/// What a Service calls for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceView {
+    created: i64,
+    /// Its ports, in the order of the Service.
+    pub ports: Vec<PortView>,
+    /// Every backend its slices list, in any condition.
+    pub listings: BTreeMap<Identity, Vec<Listing>>,
+    /// What balancers outside are told of it.
+    pub health: Option<HealthCheck>,
+    /// What is odd about it together with its slices.
+    pub warnings: Vec<Warning>,
+}
+
+/// An endpoint as a backend's address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listing {
+    /// The address.
+    pub address: IpAddr,
+    /// Its pod, if the slice names one.
+    pub pod: Option<Name>,
+    /// Its node.
+    pub node: Option<Arc<str>>,
+    /// The slice's namespace.
+    pub namespace: Arc<str>,
+}
+
+/// One port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortView {
+    /// Which port.
+    pub key: PortKey,
+    /// Its name, empty for the only one.
+    pub name: Arc<str>,
+    /// Why it is left to the node's stack.
+    pub left: Option<Left>,
+    /// Its frontends and the table that serves each.
+    pub frontends: Vec<(Frontend, Side)>,
+    /// Backends and ports that answer for it, sorted: those that new flows may be given to, and those that finish what
+    /// they have.
+    pub targets: BTreeSet<(Identity, u16)>,
+    first: Option<TableView>,
+    second: Option<TableView>,
+}
+
+/// One selection table, before ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableView {
+    /// Whom new flows are given to, sorted: the order that Maglev needs.
+    pub choice: Vec<(Identity, u16)>,
+    /// Slots.
+    pub size: u32,
+    /// [`ServiceFlags`].
+    pub flags: u32,
+}
+
+impl ServiceView {
+    /// Its tables.
+    pub fn tables(&self) -> impl Iterator<Item = (TableKey, &TableView)> {
+        self.ports.iter().flat_map(PortView::tables)
+    }
+
+    /// Its claims on frontends.
+    #[must_use]
+    pub fn claims(&self) -> BTreeSet<(Frontend, Claim)> {
+        let claims =
+            self.ports.iter().flat_map(|port| port.frontends.iter().map(move |frontend| (port, frontend)));
+        let claim = |port: &PortView, side| {
+            let table = (port.key.clone(), side);
+            Claim { created: self.created, table, served: port.left.is_none() }
+        };
+        claims.map(|(port, (frontend, side))| (*frontend, claim(port, *side))).collect()
+    }
+}
+
+impl PortView {
+    /// Its tables; none if it is not served.
+    pub fn tables(&self) -> impl Iterator<Item = (TableKey, &TableView)> {
+        let sides = [(Side::First, &self.first), (Side::Second, &self.second)];
+        sides.into_iter().filter_map(|(side, table)| Some(((self.key.clone(), side), table.as_ref()?)))
+    }
+
+    /// One of its tables.
+    #[must_use]
+    pub fn table(&self, side: Side) -> Option<&TableView> {
+        match side {
+            Side::First => self.first.as_ref(),
+            Side::Second => self.second.as_ref(),
+        }
+    }
+}
+
+/// Computes a Service. `None`: there is no such Service, or none that is ours.
+#[must_use]
+pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
+    let service = index.service(name)?;
+    let mut view = ServiceView { created: service.created, ..ServiceView::default() };
+    let families = service.families.unwrap_or_else(|| families_of_slices(index, name));
+    view.ports.reserve_exact(service.ports.len());
+    for port in &service.ports {
+        view.ports.push(port_view(index, here, service, families, port));
+    }
+    if view.ports.iter().any(|port| port.left.is_none()) {
+        for endpoint in index.slices(name).flat_map(|slice| &slice.endpoints) {
+            let Some(identity) = index.identify(endpoint) else { continue };
+            let listings = view.listings.entry(identity).or_default();
+            listings.push(Listing {
+                address: endpoint.address,
+                pod: endpoint.pod.as_ref().map(|pod| pod.name.clone()),
+                node: endpoint.node.clone(),
+                namespace: name.namespace.clone(),
+            });
+        }
+        for listings in view.listings.values_mut() {
+            listings.sort_unstable();
+            listings.dedup();
+            listings.shrink_to_fit();
+        }
+        view.health = health_check(index, here, service, families);
+        view.warnings = warnings(index, service, families, &view.ports);
+    }
+    Some(view)
+}
+
+/// A manifest written by hand seldom says which families a Service has; its slices do.
+fn families_of_slices(index: &Index, name: &Name) -> Families {
+    let mut families = Families::default();
+    for slice in index.slices(name) {
+        match slice.family {
+            Family::V4 => families.v4 = true,
+            Family::V6 => families.v6 = true,
+        }
+    }
+    if families == Families::default() { Families { v4: true, v6: true } } else { families }
+}
+
+fn port_view(
+    index: &Index,
+    here: &Here,
+    service: &Service,
+    families: Families,
+    port: &ServicePort,
+) -> PortView {
+    use vmlb_common::wire::Protocol;
+    let served = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
+    let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
+    let key = PortKey { service: service.name.clone(), port: port.port, protocol: port.protocol };
+    let frontends = frontends(here, index, service, families, port);
+    let mut view = PortView {
+        key,
+        name: port.name.clone(),
+        left,
+        frontends: Vec::new(),
+        targets: BTreeSet::new(),
+        first: None,
+        second: None,
+    };
+    let has = |v6: bool| frontends.iter().any(|frontend| frontend.address.is_ipv6() == v6);
+    let (has_v4, has_v6) = (has(false), has(true));
+    let mut split = false;
+    if view.left.is_none() {
+        let v4 = has_v4.then(|| selection(index, here, service, port, Family::V4, &mut view.targets));
+        let v6 = has_v6.then(|| selection(index, here, service, port, Family::V6, &mut view.targets));
+        split = v4.is_some() && v6.is_some() && v4 != v6;
+        (view.first, view.second) = if split { (v4, v6) } else { (v4.or(v6), None) };
+    }
+    let side =
+        |frontend: &Frontend| if split && frontend.address.is_ipv6() { Side::Second } else { Side::First };
+    view.frontends = frontends.into_iter().map(|frontend| (frontend, side(&frontend))).collect();
+    view
+}
+
+/// Node ports on the node's addresses, ports on load-balancer addresses.
+fn frontends(
+    here: &Here,
+    index: &Index,
+    service: &Service,
+    families: Families,
+    port: &ServicePort,
+) -> Vec<Frontend> {
+    let main = index.node(&here.node).map_or(&[][..], |node| &node.addresses);
+    let of_node = here.facts.addresses.iter().filter(|known| {
+        let primary = known.primary || main.contains(&known.address);
+        port.node_port != 0 && here.nodeport_addresses.admits(known.address, primary)
+    });
+    let of_node = of_node.map(|known| (known.address, port.node_port));
+    let of_balancer = service.addresses.iter().map(|address| (*address, port.port));
+    let all =
+        of_node.chain(of_balancer).filter(|(address, _)| families.admit(*address) && is_served(*address));
+    let all: BTreeSet<Frontend> =
+        all.map(|(address, number)| Frontend { address, port: number, protocol: port.protocol }).collect();
+    all.into_iter().collect()
+}
+
+/// Addresses that only mean something on one link or one host have no frontends.
+fn is_served(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !link_local && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+}
+
+/// The table of one family; `targets` gets whoever answers for the port.
+fn selection(
+    index: &Index,
+    here: &Here,
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    targets: &mut BTreeSet<(Identity, u16)>,
+) -> TableView {
+    let found = endpoints(index, &service.name, port, family);
+    let zone = index.node(&here.node).and_then(|node| node.zone.as_deref());
+    let candidates: Vec<&Endpoint> = found.iter().map(|candidate| &candidate.endpoint).collect();
+    let choice = choose(&candidates, &here.node, zone);
+    let target = |candidate: &Candidate| (candidate.identity.clone(), candidate.port);
+    targets.extend(found.iter().filter(|candidate| candidate.endpoint.serving).map(target));
+    let mut flags = 0;
+    if service.algorithm == Algorithm::Random {
+        flags |= ServiceFlags::RANDOM;
+    }
+    let is_local = service.policy == Policy::Local;
+    if is_local {
+        flags |= ServiceFlags::LOCAL;
+        if !choice.cluster.is_empty() {
+            flags |= ServiceFlags::DROP_IF_EMPTY;
+        }
+    }
+    let places = if is_local { choice.local } else { choice.cluster };
+    let chosen: BTreeSet<(Identity, u16)> = places.into_iter().map(|place| target(&found[place])).collect();
+    targets.extend(chosen.iter().cloned());
+    let counts = |endpoint: &Endpoint| !is_local || endpoint.node.as_deref() == Some(&*here.node);
+    let listed: BTreeSet<(&Identity, u16)> = found
+        .iter()
+        .filter(|candidate| counts(&candidate.endpoint))
+        .map(|candidate| (&candidate.identity, candidate.port))
+        .collect();
+    let size = if chosen.is_empty() { 0 } else { maglev::size(listed.len()) };
+    TableView { choice: chosen.into_iter().collect(), size, flags }
+}
+
+struct Candidate {
+    identity: Identity,
+    port: u16,
+    endpoint: Endpoint,
+}
+
+/// The endpoints of a port in one family, all slices merged; one that stands in several counts once, at its best.
+fn endpoints(index: &Index, service: &Name, port: &ServicePort, family: Family) -> Vec<Candidate> {
+    let mut merged: BTreeMap<(IpAddr, u16, Identity), Endpoint> = BTreeMap::new();
+    for slice in index.slices(service).filter(|slice| slice.family == family) {
+        let wanted =
+            slice.ports.iter().find(|found| found.name == port.name && found.protocol == port.protocol);
+        let Some(number) = wanted.map(|found| found.port) else { continue };
+        for endpoint in &slice.endpoints {
+            let Some(identity) = index.identify(endpoint) else { continue };
+            let key = (endpoint.address, number, identity);
+            let Some(twin) = merged.get_mut(&key) else {
+                merged.insert(key, endpoint.clone());
+                continue;
+            };
+            if is_better(endpoint, twin) {
+                twin.clone_from(endpoint);
+            }
+        }
+    }
+    let candidates = merged.into_iter();
+    candidates.map(|((_, port, identity), endpoint)| Candidate { identity, port, endpoint }).collect()
+}
+
+/// Of two entries for the same endpoint the better one counts; the rest of the comparison makes the choice the same
+/// whatever the slices are called.
+fn is_better(one: &Endpoint, other: &Endpoint) -> bool {
+    let conditions = |endpoint: &Endpoint| [endpoint.ready, endpoint.serving, !endpoint.terminating];
+    (conditions(one), &one.node, &one.node_hints, &one.zone_hints)
+        > (conditions(other), &other.node, &other.node_hints, &other.zone_hints)
+}
+
+fn warnings(index: &Index, service: &Service, families: Families, views: &[PortView]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let slices: Vec<_> = index.slices(&service.name).filter(|slice| !slice.endpoints.is_empty()).collect();
+    for slice in &slices {
+        let is_wanted = match slice.family {
+            Family::V4 => families.v4,
+            Family::V6 => families.v6,
+        };
+        if !is_wanted {
+            let object = ObjectRef { kind: Kind::EndpointSlice, name: slice.name.clone() };
+            let message =
+                format!("is of a family that Service {} does not have; the slice is ignored", service.name);
+            warnings.push(Warning::new(
+                &object,
+                "addressType",
+                message,
+                "add the family to the Service's spec.ipFamilies",
+            ));
+        }
+    }
+    let ports = service.ports.iter().zip(views).enumerate();
+    for (place, (port, _)) in ports.filter(|(_, (_, view))| view.left.is_none()) {
+        let mut found = slices.iter().flat_map(|slice| &slice.ports);
+        if !slices.is_empty()
+            && !found.any(|other| other.name == port.name && other.protocol == port.protocol)
+        {
+            let object = ObjectRef { kind: Kind::Service, name: service.name.clone() };
+            let message = format!(
+                "port {:?} ({}) is in none of the Service's EndpointSlices, so it has no backends",
+                &*port.name,
+                port.protocol.name()
+            );
+            let remedy = "give the port the same name and protocol in both";
+            warnings.push(Warning::new(&object, &format!("spec.ports[{place}].name"), message, remedy));
+        }
+    }
+    warnings
+}

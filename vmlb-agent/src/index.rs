@@ -1,0 +1,329 @@
+//! The index: every object the control plane knows, and who depends on whom. Pure, one owner, no Kubernetes types; it
+//! remembers what a change touches, so that the rest need not be looked at again.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::few::Few;
+use crate::identity::Identity;
+use crate::object::{Kind, Name, ObjectRef};
+
+pub mod pod;
+pub mod service;
+pub mod slice;
+
+use pod::{Node, Pod};
+use service::Service;
+use slice::{Endpoint, Slice};
+
+/// An object that has been decoded and found sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    Slice(Slice),
+    /// A Pod.
+    Pod(Pod),
+    /// A Node.
+    Node(Node),
+}
+
+/// What has to be looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Services by name; those that are gone included.
+    pub services: BTreeSet<Name>,
+    /// Backends by identity.
+    pub backends: BTreeSet<Identity>,
+    /// Whether a Node object has changed.
+    pub nodes: bool,
+}
+
+/// How an endpoint finds its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Reference {
+    Pod(Name),
+    Address(IpAddr),
+}
+
+/// Everything that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    services: HashMap<Name, Service>,
+    slices: HashMap<Name, Few<Name, Slice>>,
+    slice_owners: HashMap<Name, Name>,
+    pods: HashMap<Name, Pod>,
+    pods_by_identity: HashMap<Identity, BTreeSet<Name>>,
+    pods_by_address: HashMap<IpAddr, BTreeSet<Name>>,
+    references: HashMap<Reference, Few<Name, usize>>,
+    nodes: HashMap<Name, Node>,
+    relisted: HashMap<Kind, HashSet<Name>>,
+    touched: Touched,
+}
+
+impl Index {
+    /// Takes in an object, new or changed, and tells whether it is other than what was known; an equal one touches
+    /// nothing.
+    pub fn apply(&mut self, entry: Entry) -> bool {
+        match entry {
+            Entry::Service(service) => {
+                self.keep(Kind::Service, &service.name);
+                self.set_service(service.name.clone(), Some(service))
+            }
+            Entry::Slice(slice) => {
+                self.keep(Kind::EndpointSlice, &slice.name);
+                self.set_slice(&slice.name.clone(), Some(slice))
+            }
+            Entry::Pod(pod) => {
+                self.keep(Kind::Pod, &pod.name);
+                self.set_pod(pod.name.clone(), Some(pod))
+            }
+            Entry::Node(node) => {
+                let name = Name { namespace: "".into(), name: node.name.clone() };
+                self.keep(Kind::Node, &name);
+                self.set_node(name, Some(node))
+            }
+        }
+    }
+
+    /// Forgets an object; one that is not known touches nothing.
+    pub fn delete(&mut self, object: &ObjectRef) {
+        match object.kind {
+            Kind::Service => self.set_service(object.name.clone(), None),
+            Kind::EndpointSlice => self.set_slice(&object.name, None),
+            Kind::Pod => self.set_pod(object.name.clone(), None),
+            Kind::Node => self.set_node(object.name.clone(), None),
+        };
+    }
+
+    /// A listing of `kind` begins.
+    pub fn reset(&mut self, kind: Kind) {
+        self.relisted.insert(kind, HashSet::new());
+    }
+
+    /// Says that an object is still there, whether or not its new form could be used.
+    pub fn keep(&mut self, kind: Kind, name: &Name) {
+        if let Some(seen) = self.relisted.get_mut(&kind) {
+            seen.insert(name.clone());
+        }
+    }
+
+    /// The listing of `kind` is complete: what it did not hold is gone. Returns what was forgotten.
+    pub fn listed(&mut self, kind: Kind) -> Vec<ObjectRef> {
+        let Some(seen) = self.relisted.remove(&kind) else { return Vec::new() };
+        let known: Vec<&Name> = match kind {
+            Kind::Service => self.services.keys().collect(),
+            Kind::EndpointSlice => self.slice_owners.keys().collect(),
+            Kind::Pod => self.pods.keys().collect(),
+            Kind::Node => self.nodes.keys().collect(),
+        };
+        let gone = known.into_iter().filter(|name| !seen.contains(*name));
+        let gone: Vec<ObjectRef> = gone.map(|name| ObjectRef { kind, name: name.clone() }).collect();
+        for object in &gone {
+            self.delete(object);
+        }
+        gone
+    }
+
+    /// What has been touched since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Whether anything has been touched since the last [`Self::take_touched`].
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        self.touched != Touched::default()
+    }
+
+    /// A Service.
+    #[must_use]
+    pub fn service(&self, name: &Name) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The names of all Services.
+    pub fn service_names(&self) -> impl Iterator<Item = &Name> {
+        self.services.keys()
+    }
+
+    /// A Service's slices, sorted by name.
+    pub fn slices(&self, service: &Name) -> impl Iterator<Item = &Slice> {
+        self.slices.get(service).into_iter().flat_map(Few::values)
+    }
+
+    /// A Node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(&Name::new("", name))
+    }
+
+    /// The pods of a backend that have not ended; the last is where it runs, see [`Pod::precedence`].
+    #[must_use]
+    pub fn live_pods(&self, identity: &Identity) -> Vec<&Pod> {
+        let names = self.pods_by_identity.get(identity).into_iter().flatten();
+        let mut pods: Vec<&Pod> =
+            names.filter_map(|name| self.pods.get(name)).filter(|pod| !pod.finished).collect();
+        pods.sort_by_cached_key(|pod| pod.precedence());
+        pods
+    }
+
+    /// What an endpoint is as a backend. `None`: its pod has ended.
+    #[must_use]
+    pub fn identify(&self, endpoint: &Endpoint) -> Option<Identity> {
+        let by_address = || Identity::of_address(endpoint.address);
+        let Some(target) = &endpoint.pod else {
+            let pod = self.pod_at(endpoint.address);
+            return Some(pod.and_then(|pod| pod.identity.clone()).unwrap_or_else(by_address));
+        };
+        match self.pods.get(&target.name) {
+            Some(pod) if target.uid.is_empty() || pod.uid.is_empty() || pod.uid == target.uid => {
+                (!pod.finished).then(|| pod.identity.clone().unwrap_or_else(by_address))
+            }
+            _ if target.uid.is_empty() => Some(by_address()),
+            // The pod is not known (yet), or another of its name is: the reference still says which one is meant.
+            _ => Some(Identity::of_shared(&target.uid)),
+        }
+    }
+
+    fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
+        let names = self.pods_by_address.get(&address).into_iter().flatten();
+        let live = names.filter_map(|name| self.pods.get(name)).filter(|pod| !pod.finished);
+        live.max_by_key(|pod| (pod.created, pod.name.clone()))
+    }
+
+    fn set_service(&mut self, name: Name, service: Option<Service>) -> bool {
+        if self.services.get(&name) == service.as_ref() {
+            return false;
+        }
+        self.touched.services.insert(name.clone());
+        match service {
+            Some(service) => self.services.insert(name, service),
+            None => self.services.remove(&name),
+        };
+        true
+    }
+
+    fn set_slice(&mut self, name: &Name, slice: Option<Slice>) -> bool {
+        let old_owner = self.slice_owners.remove(name);
+        let old = old_owner.as_ref().and_then(|owner| {
+            let siblings = self.slices.get_mut(owner)?;
+            let old = siblings.remove(name);
+            if siblings.is_empty() {
+                self.slices.remove(owner);
+            }
+            old
+        });
+        let is_changed = old != slice;
+        if is_changed {
+            self.touched.services.extend(old_owner);
+            self.touched.services.extend(slice.as_ref().map(|slice| slice.service.clone()));
+            if let Some(old) = &old {
+                self.unreference(old);
+            }
+            if let Some(new) = &slice {
+                self.reference(new);
+            }
+        }
+        if let Some(slice) = slice {
+            self.slice_owners.insert(name.clone(), slice.service.clone());
+            self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), slice);
+        }
+        is_changed
+    }
+
+    fn reference(&mut self, slice: &Slice) {
+        for endpoint in &slice.endpoints {
+            let services = self.references.entry(reference_of(endpoint)).or_default();
+            match services.get_mut(&slice.service) {
+                Some(count) => *count += 1,
+                None => drop(services.insert(slice.service.clone(), 1)),
+            }
+        }
+    }
+
+    fn unreference(&mut self, slice: &Slice) {
+        for endpoint in &slice.endpoints {
+            let reference = reference_of(endpoint);
+            let Some(services) = self.references.get_mut(&reference) else { continue };
+            if let Some(count) = services.get_mut(&slice.service) {
+                *count -= 1;
+                if *count == 0 {
+                    services.remove(&slice.service);
+                }
+            }
+            if services.is_empty() {
+                self.references.remove(&reference);
+            }
+        }
+    }
+
+    fn set_pod(&mut self, name: Name, pod: Option<Pod>) -> bool {
+        if self.pods.get(&name) == pod.as_ref() {
+            return false;
+        }
+        if let Some(old) = self.pods.remove(&name) {
+            self.touch_pod(&old);
+            if let Some(identity) = &old.identity {
+                forget(&mut self.pods_by_identity, identity, &name);
+            }
+            for address in &old.addresses {
+                forget(&mut self.pods_by_address, address, &name);
+            }
+        }
+        let Some(pod) = pod else { return true };
+        self.touch_pod(&pod);
+        if let Some(identity) = &pod.identity {
+            self.pods_by_identity.entry(identity.clone()).or_default().insert(name.clone());
+        }
+        for address in &pod.addresses {
+            self.pods_by_address.entry(*address).or_default().insert(name.clone());
+        }
+        self.pods.insert(name, pod);
+        true
+    }
+
+    fn touch_pod(&mut self, pod: &Pod) {
+        self.touched.backends.extend(pod.identity.clone());
+        let by_address = pod.addresses.iter().map(|address| Reference::Address(*address));
+        for reference in std::iter::once(Reference::Pod(pod.name.clone())).chain(by_address) {
+            if let Some(services) = self.references.get(&reference) {
+                self.touched.services.extend(services.keys().cloned());
+            }
+        }
+    }
+
+    fn set_node(&mut self, name: Name, node: Option<Node>) -> bool {
+        if self.nodes.get(&name) == node.as_ref() {
+            return false;
+        }
+        self.touched.nodes = true;
+        match node {
+            Some(node) => self.nodes.insert(name, node),
+            None => self.nodes.remove(&name),
+        };
+        true
+    }
+}
+
+fn reference_of(endpoint: &Endpoint) -> Reference {
+    match &endpoint.pod {
+        Some(target) => Reference::Pod(target.name.clone()),
+        None => Reference::Address(endpoint.address),
+    }
+}
+
+fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<Name>>, key: &K, name: &Name) {
+    let Some(names) = map.get_mut(key) else { return };
+    names.remove(name);
+    if names.is_empty() {
+        map.remove(key);
+    }
+}
+
+/// A shared copy of text.
+pub(crate) fn text(text: &str) -> Arc<str> {
+    text.into()
+}

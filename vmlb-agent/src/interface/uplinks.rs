@@ -1,0 +1,191 @@
+//! Which devices are uplinks, by which hook, and what the control plane is told about them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use anyhow::bail;
+use vmlb_common::abi::{Device, DeviceFlags, PortRange};
+use vmlb_common::family::{Address4, Address6};
+
+use super::{Interfaces, Link, Standing};
+use crate::facts::{NodeAddress, NodeFacts};
+use crate::loader::attach::Mode;
+
+/// The value of `--device`: a name, and the hook where the operator wants a certain one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFlag {
+    /// Name of the device.
+    pub name: String,
+    /// The hook; `None`: the best one.
+    pub mode: Option<Mode>,
+}
+
+impl FromStr for DeviceFlag {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (name, mode) = match text.split_once('=') {
+            None => (text, None),
+            Some((name, "xdp")) => (name, Some(Mode::Xdp)),
+            Some((name, "tc")) => (name, Some(Mode::Tc)),
+            Some((_, mode)) => bail!("{text:?}: a device is attached by xdp or tc, not by {mode:?}"),
+        };
+        // The kernel's own rules for names (dev_valid_name).
+        let valid = !name.is_empty()
+            && name.len() < 16
+            && ![".", ".."].contains(&name)
+            && !name.contains(|letter: char| letter == '/' || letter == ':' || letter.is_whitespace());
+        if !valid {
+            bail!("{name:?} is not the name of a network device");
+        }
+        Ok(Self { name: name.to_owned(), mode })
+    }
+}
+
+impl fmt::Display for DeviceFlag {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.name)?;
+        self.mode.map_or(Ok(()), |mode| write!(out, "={}", mode.name()))
+    }
+}
+
+/// The hook of a device for which the operator asked nothing. XDP on a veth costs bystanders their TSO (a veth is the
+/// uplink of nested nodes and of kind, where nothing is gained by it).
+#[must_use]
+pub fn default_mode(link: &Link) -> Mode {
+    if link.kind == "veth" { Mode::Tc } else { Mode::Xdp }
+}
+
+/// The uplinks: those the operator named, otherwise those that carry a default route or one of the node's addresses
+/// `internal` (the Node object's InternalIP). A named device that is not there (yet) is left out.
+#[must_use]
+pub fn choose<'a>(
+    flags: &[DeviceFlag],
+    interfaces: &'a Interfaces,
+    default_routes: &BTreeSet<u32>,
+    internal: &[IpAddr],
+) -> Vec<(&'a Link, Mode)> {
+    if !flags.is_empty() {
+        return flags
+            .iter()
+            .filter_map(|flag| {
+                let link = interfaces.link_named(&flag.name)?;
+                Some((link, flag.mode.unwrap_or_else(|| default_mode(link))))
+            })
+            .collect();
+    }
+    interfaces
+        .links()
+        .filter(|link| link.name != "lo" && link.kind != "dummy")
+        .filter(|link| {
+            default_routes.contains(&link.ifindex)
+                || interfaces.addresses(link.ifindex).any(|one| internal.contains(&one.address))
+        })
+        .map(|link| (link, default_mode(link)))
+        .collect()
+}
+
+/// The address of a link that SNAT takes, in each family: its first one that is not a second choice.
+#[must_use]
+pub fn snat_addresses(interfaces: &Interfaces, ifindex: u32) -> (Address4, Address6) {
+    let best = |v4: bool| {
+        let of_family = interfaces.addresses(ifindex).filter(|one| one.address.is_ipv4() == v4);
+        of_family.min_by_key(|one| one.standing).map(|one| one.address)
+    };
+    device_addresses(best(true), best(false))
+}
+
+/// Two addresses as map `devices` holds them; zeros for none.
+#[must_use]
+pub fn device_addresses(v4: Option<IpAddr>, v6: Option<IpAddr>) -> (Address4, Address6) {
+    let v4 = match v4 {
+        Some(IpAddr::V4(address)) => Address4 { octets: address.octets() },
+        _ => Address4::default(),
+    };
+    let v6 = match v6 {
+        Some(IpAddr::V6(address)) => Address6 { octets: address.octets() },
+        _ => Address6::default(),
+    };
+    (v4, v6)
+}
+
+/// A device that packets of ours cross, as far as it is known when the facts are put together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crossing {
+    /// [`DeviceFlags`].
+    pub flags: u32,
+    /// The node's address the kernel would use towards it, where it has none itself.
+    pub source_v4: Option<IpAddr>,
+    /// As `source_v4`.
+    pub source_v6: Option<IpAddr>,
+}
+
+/// What the control plane is told. Without SNAT ports there are no SNAT addresses either: what needs them is left to the
+/// stack.
+#[must_use]
+pub fn facts(
+    interfaces: &Interfaces,
+    crossings: &BTreeMap<u32, Crossing>,
+    snat_ports: &[PortRange],
+    internal: &[IpAddr],
+) -> NodeFacts {
+    let mut facts = NodeFacts { snat_ports: snat_ports.to_vec(), ..NodeFacts::default() };
+    for (ifindex, crossing) in crossings {
+        let (mut snat_v4, mut snat_v6) = snat_addresses(interfaces, *ifindex);
+        let (source_v4, source_v6) = device_addresses(crossing.source_v4, crossing.source_v6);
+        if snat_v4 == Address4::default() {
+            snat_v4 = source_v4;
+        }
+        if snat_v6 == Address6::default() {
+            snat_v6 = source_v6;
+        }
+        if snat_ports.is_empty() {
+            (snat_v4, snat_v6) = Default::default();
+        }
+        facts.devices.insert(*ifindex, Device { flags: crossing.flags, snat_v4, snat_v6 });
+    }
+    let uplinks = crossings.iter().filter(|(_, crossing)| crossing.flags & DeviceFlags::UPLINK != 0);
+    for (ifindex, _) in uplinks {
+        let addresses = interfaces.addresses(*ifindex);
+        facts.addresses.extend(addresses.map(|one| NodeAddress {
+            address: one.address,
+            ifindex: *ifindex,
+            primary: internal.contains(&one.address),
+        }));
+    }
+    // An InternalIP on a loopback or dummy device (nodes that speak BGP) is reached through the uplinks.
+    for address in internal {
+        if !facts.addresses.iter().any(|known| known.address == *address)
+            && let Some(link) = interfaces.link_of(*address)
+        {
+            facts.addresses.push(NodeAddress { address: *address, ifindex: link.ifindex, primary: true });
+        }
+    }
+    for v4 in [true, false] {
+        name_primary(interfaces, &mut facts, v4);
+    }
+    facts
+}
+
+/// Where the Node object names no address of a family, the first uplink's first one is the main one.
+fn name_primary(interfaces: &Interfaces, facts: &mut NodeFacts, v4: bool) {
+    let is_primary_choice = |known: &NodeAddress| {
+        interfaces
+            .addresses(known.ifindex)
+            .any(|one| one.address == known.address && one.standing == Standing::Primary)
+    };
+    let mut family: Vec<_> =
+        facts.addresses.iter_mut().filter(|known| known.address.is_ipv4() == v4).collect();
+    if family.iter().any(|known| known.primary) {
+        return;
+    }
+    let first = family.iter().position(|known| is_primary_choice(known)).unwrap_or(0);
+    if let Some(known) = family.get_mut(first) {
+        known.primary = true;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+//! The node agent of vmlb.
+
+pub mod agent;
+pub mod bpf;
+pub mod cluster;
+pub mod commands;
+pub mod conntrack;
+pub mod counts;
+pub mod desired;
+pub mod facts;
+pub mod few;
+pub mod health;
+pub mod http;
+pub mod identity;
+pub mod index;
+pub mod inherit;
+pub mod interface;
+pub mod loader;
+pub mod maglev;
+pub mod metrics;
+pub mod neighbours;
+pub mod object;
+pub mod pins;
+pub mod plan;
+pub mod settings;
+pub mod state;
+pub mod sweep;
+pub mod sync;
+pub mod tables;
+pub mod warning;
+pub mod watch;

@@ -1,0 +1,277 @@
+//! From what is called for to what is written: ids and slots are given out, the difference to what is installed becomes a
+//! list of changes, in an order of which every prefix is a state the datapath can serve.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use vmlb_common::abi::{self, Device, Selection, Service, ServiceName, Target, TargetKey};
+
+use crate::desired::{Frontend, TableKey, TargetName};
+use crate::identity::Identity;
+use crate::index::slice::Family;
+use crate::tables::{Capacity, Change, Record, RecordKey, address4, address6};
+
+mod adopt;
+mod gate;
+mod ids;
+mod ledger;
+mod names;
+mod resolve;
+mod slots;
+
+use gate::Gates;
+use ids::Ids;
+use ledger::Ledger;
+pub use slots::GRACE;
+use slots::Slots;
+
+/// A backend's endpoint in one family. Its revision is not part of it: that is given out when it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Endpoint {
+    flags: u32,
+    address: IpAddr,
+}
+
+/// What could not be placed, with the flag to raise; looked at again with every plan.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unplaced {
+    /// Selection tables.
+    pub tables: BTreeMap<TableKey, &'static str>,
+    backends: BTreeSet<Identity>,
+    frontends: BTreeSet<Frontend>,
+    addresses: BTreeSet<IpAddr>,
+    targets: BTreeSet<TargetName>,
+}
+
+impl Unplaced {
+    /// Whether anything waits for room.
+    pub fn is_waiting(&self) -> bool {
+        !self.tables.is_empty()
+            || !self.backends.is_empty()
+            || !self.frontends.is_empty()
+            || !self.addresses.is_empty()
+            || !self.targets.is_empty()
+    }
+}
+
+/// What is installed and what is to be: everything that the control plane owns in the tables.
+pub struct Installation {
+    capacity: Capacity,
+    gates: Gates,
+    devices: Ledger<u32, Device>,
+    services: Ledger<u32, Service>,
+    service_names: Ledger<u32, ServiceName>,
+    /// By family, as the maps are.
+    frontends: [Ledger<Frontend, u32>; 2],
+    backends: Ledger<(u32, Family), Endpoint>,
+    backend_names: Ledger<u32, abi::BackendName>,
+    pods: [Ledger<IpAddr, u32>; 2],
+    targets: Ledger<TargetKey, u32>,
+    service_ids: Ids<TableKey>,
+    backend_ids: Ids<Identity>,
+    /// Backends that are gone but may still be named by flows.
+    lingering: BTreeSet<Identity>,
+    /// Ids without a name that flows still name.
+    blocked: BTreeSet<u32>,
+    slots: Slots,
+    /// What the slots of a service hold.
+    digests: HashMap<u32, u64>,
+    /// Slices to be written.
+    fresh: BTreeMap<u32, Vec<Target>>,
+    revision: u32,
+    /// Addresses of pods on this node that are wanted.
+    local_pods: HashSet<IpAddr>,
+    /// Gate bits that the node's own facts want.
+    snat_ports: BTreeSet<u16>,
+    snat_addresses: BTreeSet<IpAddr>,
+    pub(crate) unplaced: Unplaced,
+}
+
+impl Installation {
+    /// The changes that make what is what is to be. None if nothing differs.
+    ///
+    /// First what others will point at, then what points; removals the other way round. Gate bits are set before
+    /// anything else and cleared after everything else.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let mut changes: Vec<Change> = self.gates.raise().collect();
+        changes
+            .extend(self.devices.puts().map(|(index, device)| Change::Put(Record::Device(*index, *device))));
+        changes
+            .extend(self.backend_names.puts().map(|(id, name)| Change::Put(Record::BackendName(*id, *name))));
+        let endpoints: Vec<_> = self.backends.puts().map(|(key, endpoint)| (*key, Some(*endpoint))).collect();
+        changes.extend(endpoints.into_iter().map(|(key, endpoint)| self.put_backend(key, endpoint)));
+        changes.extend(
+            self.pods
+                .iter()
+                .flat_map(Ledger::puts)
+                .map(|(address, id)| Change::Put(pod_record(*address, *id))),
+        );
+        changes.extend(self.targets.puts().map(|(key, count)| Change::Put(Record::Target(*key, *count))));
+        changes
+            .extend(self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(*id, *name))));
+        let fresh = std::mem::take(&mut self.fresh);
+        changes
+            .extend(fresh.into_iter().map(|(offset, targets)| Change::Put(Record::Slots(offset, targets))));
+        changes.extend(self.services.puts().map(|(id, service)| Change::Put(Record::Service(*id, *service))));
+        changes.extend(
+            self.frontends
+                .iter()
+                .flat_map(Ledger::puts)
+                .map(|(key, id)| Change::Put(frontend_record(*key, *id))),
+        );
+        self.removals(&mut changes);
+        changes
+    }
+
+    fn removals(&mut self, changes: &mut Vec<Change>) {
+        changes.extend(
+            self.frontends.iter().flat_map(Ledger::removals).map(|key| Change::Remove(frontend_key(*key))),
+        );
+        let services = self.services.removals();
+        changes.extend(services.map(|id| Change::Put(Record::Service(*id, Service::default()))));
+        let names = self.service_names.removals();
+        changes.extend(names.map(|id| Change::Remove(RecordKey::ServiceName(*id))));
+        changes.extend(self.targets.removals().map(|key| Change::Remove(RecordKey::Target(*key))));
+        changes.extend(
+            self.pods.iter().flat_map(Ledger::removals).map(|address| Change::Remove(pod_key(*address))),
+        );
+        let gone: Vec<_> = self.backends.removals().copied().collect();
+        changes.extend(gone.into_iter().map(|key| self.put_backend(key, None)));
+        let names = self.backend_names.removals();
+        changes.extend(names.map(|id| Change::Remove(RecordKey::BackendName(*id))));
+        changes.extend(self.devices.removals().map(|index| Change::Remove(RecordKey::Device(*index))));
+        changes.extend(self.gates.lower());
+    }
+
+    fn put_backend(&mut self, (id, family): (u32, Family), endpoint: Option<Endpoint>) -> Change {
+        let Some(Endpoint { flags, address }) = endpoint else {
+            return Change::Put(match family {
+                Family::V4 => Record::Backend4(id, abi::Backend::default()),
+                Family::V6 => Record::Backend6(id, abi::Backend::default()),
+            });
+        };
+        // One counter for all: what a cached next hop was stamped with never comes again, whoever gets the id.
+        self.revision = self.revision.wrapping_add(1).max(1);
+        let revision = self.revision;
+        Change::Put(match address {
+            IpAddr::V4(address) => {
+                Record::Backend4(id, abi::Backend { flags, revision, address: address4(address) })
+            }
+            IpAddr::V6(address) => {
+                Record::Backend6(id, abi::Backend { flags, revision, address: address6(address) })
+            }
+        })
+    }
+
+    /// The changes have been carried out. Tells whether room has come back that others wait for.
+    pub fn settle(&mut self) -> bool {
+        self.gates.settle();
+        self.devices.settle();
+        self.services.settle();
+        self.service_names.settle();
+        self.frontends.iter_mut().for_each(Ledger::settle);
+        self.backends.settle();
+        self.backend_names.settle();
+        self.pods.iter_mut().for_each(Ledger::settle);
+        self.targets.settle();
+        let services = self.service_ids.settle();
+        let backends = self.backend_ids.settle();
+        services || backends
+    }
+
+    /// Whether any backend id waits for its flows to end.
+    #[must_use]
+    pub fn is_lingering(&self) -> bool {
+        !self.lingering.is_empty() || !self.blocked.is_empty()
+    }
+
+    /// Gives back the ids of backends that are gone and that no flow names any more.
+    pub fn recycle(&mut self, in_flows: &BTreeSet<u32>) {
+        let ids = &self.backend_ids;
+        let done = |identity: &&Identity| ids.get(identity).is_none_or(|id| !in_flows.contains(&id));
+        let done: Vec<Identity> = self.lingering.iter().filter(done).cloned().collect();
+        for identity in done {
+            self.lingering.remove(&identity);
+            if let Some(id) = self.backend_ids.release(&identity) {
+                self.backend_names.want(id, None);
+            }
+        }
+        for id in self.blocked.difference(in_flows) {
+            self.backend_ids.unblock(*id);
+        }
+        self.blocked.retain(|id| in_flows.contains(id));
+    }
+
+    /// Whether retired slots wait for their grace.
+    #[must_use]
+    pub fn is_retiring(&self) -> bool {
+        self.slots.is_waiting()
+    }
+
+    /// The id of a table that is served.
+    #[must_use]
+    pub fn service_id(&self, key: &TableKey) -> Option<u32> {
+        self.service_ids.get(key)
+    }
+
+    /// The id of a backend.
+    #[must_use]
+    pub fn backend_id(&self, identity: &Identity) -> Option<u32> {
+        self.backend_ids.get(identity)
+    }
+
+    /// The service id that serves a frontend.
+    #[must_use]
+    pub fn frontend(&self, frontend: &Frontend) -> Option<u32> {
+        self.frontends[family_of(frontend.address)].wanted(frontend).copied()
+    }
+}
+
+/// Which of two maps holds an address.
+const fn family_of(address: IpAddr) -> usize {
+    address.is_ipv6() as usize
+}
+
+fn frontend_record(key: Frontend, service: u32) -> Record {
+    let Frontend { address, port, protocol } = key;
+    let value = abi::Frontend { service };
+    match address {
+        IpAddr::V4(address) => {
+            Record::Frontend4(abi::FrontendKey::new(address4(address), port, protocol), value)
+        }
+        IpAddr::V6(address) => {
+            Record::Frontend6(abi::FrontendKey::new(address6(address), port, protocol), value)
+        }
+    }
+}
+
+fn frontend_key(key: Frontend) -> RecordKey {
+    let Frontend { address, port, protocol } = key;
+    match address {
+        IpAddr::V4(address) => RecordKey::Frontend4(abi::FrontendKey::new(address4(address), port, protocol)),
+        IpAddr::V6(address) => RecordKey::Frontend6(abi::FrontendKey::new(address6(address), port, protocol)),
+    }
+}
+
+fn pod_record(address: IpAddr, backend: u32) -> Record {
+    match address {
+        IpAddr::V4(address) => Record::Pod4(address4(address), abi::Pod { backend }),
+        IpAddr::V6(address) => Record::Pod6(address6(address), abi::Pod { backend }),
+    }
+}
+
+fn pod_key(address: IpAddr) -> RecordKey {
+    match address {
+        IpAddr::V4(address) => RecordKey::Pod4(address4(address)),
+        IpAddr::V6(address) => RecordKey::Pod6(address6(address)),
+    }
+}
+
+/// The text in an array of octets padded with zeros.
+#[must_use]
+pub fn text_of(octets: &[u8]) -> String {
+    names::text(octets)
+}
+
+/// No table: a service without usable backends.
+const EMPTY: Selection = Selection { offset: 0, size: 0 };

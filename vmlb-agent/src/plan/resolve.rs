@@ -1,0 +1,341 @@
+//! From names to numbers: what is dirty among what is called for gets ids and slots and goes into the ledgers. What does
+//! not fit costs itself and a warning that names the flag to raise.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use vmlb_common::abi::{BackendFlags, Gate, Selection, Service, Target, TargetKey};
+
+use super::names::{backend_name, service_name};
+use super::{EMPTY, Endpoint, Installation, family_of};
+use crate::desired::backend::BackendView;
+use crate::desired::service::TableView;
+use crate::desired::{Desired, Frontend, TableKey, TargetName};
+use crate::facts::NodeFacts;
+use crate::identity::Identity;
+use crate::index::slice::Family;
+use crate::maglev::{self, Seed};
+use crate::object::{Kind, Name, ObjectRef};
+use crate::warning::{Subject, Warning, Warnings};
+
+impl Installation {
+    /// Takes the dirty parts of `desired` into the ledgers and empties the dirty sets.
+    pub fn resolve(&mut self, desired: &mut Desired, warnings: &mut Warnings, now: Instant) {
+        self.slots.collect(now);
+        desired.dirty.backends.append(&mut self.unplaced.backends);
+        for identity in std::mem::take(&mut desired.dirty.backends) {
+            self.resolve_backend(desired, &identity, warnings);
+        }
+        desired.dirty.addresses.append(&mut self.unplaced.addresses);
+        for address in std::mem::take(&mut desired.dirty.addresses) {
+            self.resolve_address(desired, address, warnings);
+        }
+        desired.dirty.targets.append(&mut self.unplaced.targets);
+        for target in std::mem::take(&mut desired.dirty.targets) {
+            self.resolve_target(desired, &target, warnings);
+        }
+        let unplaced = std::mem::take(&mut self.unplaced.tables);
+        desired.dirty.tables.extend(unplaced.into_keys());
+        let dirty = std::mem::take(&mut desired.dirty.tables);
+        // Those that go make room for those that come, if only after their grace.
+        let (stay, go): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|key| desired.table(key).is_some());
+        for key in go.iter().chain(&stay) {
+            self.resolve_table(desired, key, warnings, now);
+        }
+        desired.dirty.frontends.append(&mut self.unplaced.frontends);
+        for frontend in std::mem::take(&mut desired.dirty.frontends) {
+            self.resolve_frontend(desired, frontend, warnings);
+        }
+    }
+
+    /// Takes in the node's devices and SNAT ports.
+    pub fn resolve_facts(&mut self, facts: &NodeFacts) {
+        let gone: Vec<u32> = self
+            .devices
+            .all_wanted()
+            .map(|(index, _)| *index)
+            .filter(|index| !facts.devices.contains_key(index))
+            .collect();
+        for index in gone {
+            self.devices.want(index, None);
+        }
+        let mut addresses = std::collections::BTreeSet::new();
+        for (index, device) in &facts.devices {
+            self.devices.want(*index, Some(*device));
+            addresses.extend([IpAddr::from(device.snat_v4.octets), IpAddr::from(device.snat_v6.octets)]);
+        }
+        addresses.retain(|address| !address.is_unspecified());
+        let ports = facts.snat_ports.iter().filter(|range| range.count() > 0);
+        let ports: std::collections::BTreeSet<u16> =
+            ports.flat_map(|range| range.first..=range.last).collect();
+        for address in addresses.difference(&self.snat_addresses) {
+            self.gates.want_address(Gate::SNAT_ADDRESSES, *address);
+        }
+        for address in self.snat_addresses.difference(&addresses) {
+            self.gates.drop_address(Gate::SNAT_ADDRESSES, *address);
+        }
+        for port in ports.difference(&self.snat_ports) {
+            self.gates.want_port(Gate::SNAT_PORTS, *port);
+        }
+        for port in self.snat_ports.difference(&ports) {
+            self.gates.drop_port(Gate::SNAT_PORTS, *port);
+        }
+        (self.snat_addresses, self.snat_ports) = (addresses, ports);
+    }
+
+    fn resolve_backend(&mut self, desired: &mut Desired, identity: &Identity, warnings: &mut Warnings) {
+        let subject = Subject::Capacity(Name::new("backend", identity.as_str()));
+        let Some(view) = desired.backend(identity).cloned() else {
+            warnings.set(subject, Vec::new());
+            if let Some(id) = self.backend_ids.get(identity) {
+                self.backends.want((id, Family::V4), None);
+                self.backends.want((id, Family::V6), None);
+                self.lingering.insert(identity.clone());
+            }
+            return;
+        };
+        let is_new = self.backend_ids.get(identity).is_none();
+        let Some(id) = self.backend_ids.allocate(identity) else {
+            self.unplaced.backends.insert(identity.clone());
+            let object = ObjectRef::new(Kind::Pod, &view.namespace, &view.name);
+            warnings.set(subject, vec![full(&object, "the backend gets no flows", "--backends")]);
+            return;
+        };
+        warnings.set(subject, Vec::new());
+        let was_lingering = self.lingering.remove(identity);
+        self.backend_names.want(id, Some(backend_name(identity, &view)));
+        self.want_endpoints(id, &view);
+        if is_new || was_lingering {
+            desired.touch_users(identity);
+        }
+    }
+
+    fn want_endpoints(&mut self, id: u32, view: &BackendView) {
+        let flags = BackendFlags::PRESENT | if view.is_local { BackendFlags::LOCAL } else { 0 };
+        for family in [Family::V4, Family::V6] {
+            let address = view.addresses.iter().copied().find(|address| Family::of(*address) == family);
+            self.backends.want((id, family), address.map(|address| Endpoint { flags, address }));
+        }
+    }
+
+    fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
+        let claims: Vec<_> = desired.address_claims(address).collect();
+        let placed = |identity: &Identity| {
+            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+        };
+        let winner = claims.iter().find_map(|claim| Some((*claim, placed(&claim.identity)?)));
+        let mut found = Vec::new();
+        if let [first, others @ ..] = &claims[..] {
+            let name = |identity: &Identity| {
+                desired.backend(identity).map(|view| format!("{}/{}", view.namespace, view.name))
+            };
+            for other in others.iter().filter(|other| other.identity != first.identity) {
+                let (Some(first), Some(other)) = (name(&first.identity), name(&other.identity)) else {
+                    continue;
+                };
+                let object = other.split_once('/').map_or(("", &*other), |parts| parts);
+                let object = ObjectRef::new(Kind::Pod, object.0, object.1);
+                let message =
+                    format!("{address} also belongs to {first}, whose pod is newer and gets the replies");
+                found.push(Warning::new(&object, "status.podIPs", message, "delete the one that is gone"));
+            }
+        }
+        let map_is_full =
+            winner.is_some() && !self.pods[family_of(address)].fits(&address, self.capacity.pods);
+        if map_is_full {
+            self.unplaced.addresses.insert(address);
+            let object = ObjectRef::new(Kind::Pod, "", &address.to_string());
+            found.push(full(&object, "replies from this address are not recognised", "--backends"));
+        }
+        warnings.set(Subject::Address(address), found);
+        let winner = winner.filter(|_| !map_is_full);
+        self.pods[family_of(address)].want(address, winner.map(|(_, id)| id));
+        let is_local = winner.is_some_and(|(claim, _)| claim.is_local);
+        if is_local && self.local_pods.insert(address) {
+            self.gates.want_address(Gate::LOCAL_PODS, address);
+        } else if !is_local && self.local_pods.remove(&address) {
+            self.gates.drop_address(Gate::LOCAL_PODS, address);
+        }
+    }
+
+    fn resolve_target(&mut self, desired: &Desired, target: &TargetName, warnings: &mut Warnings) {
+        let (identity, port, protocol) = target;
+        // Without an id there never was an entry.
+        let Some(id) = self.backend_ids.get(identity) else { return };
+        let key = TargetKey { backend: id, port: *port, protocol: protocol.number(), pad: 0 };
+        let count = Some(desired.target_count(target)).filter(|count| *count > 0);
+        let map_is_full = count.is_some() && !self.targets.fits(&key, self.capacity.targets);
+        let mut found = Vec::new();
+        if map_is_full {
+            self.unplaced.targets.insert(target.clone());
+            let object = ObjectRef::new(Kind::Pod, "", &format!("{identity}:{port}"));
+            found.push(full(&object, "the target's UDP flows are not kept", "--backends"));
+        }
+        warnings.set(
+            Subject::Capacity(Name::new("target", &format!("{identity}:{port}:{}", protocol.name()))),
+            found,
+        );
+        let count = count.filter(|_| !map_is_full);
+        match (self.targets.want(key, count), count) {
+            (None, Some(_)) => self.gates.want_port(Gate::TARGET_PORTS, *port),
+            (Some(_), None) => self.gates.drop_port(Gate::TARGET_PORTS, *port),
+            _ => {}
+        }
+    }
+
+    fn resolve_table(
+        &mut self,
+        desired: &mut Desired,
+        key: &TableKey,
+        warnings: &mut Warnings,
+        now: Instant,
+    ) {
+        let subject = Subject::Capacity(Name::new(
+            &key.0.service.to_string(),
+            &format!("{}/{}/{:?}", key.0.port, key.0.protocol.name(), key.1),
+        ));
+        warnings.set(subject.clone(), Vec::new());
+        let Some((port, table)) = desired.table(key) else {
+            self.withdraw(key, now);
+            desired.touch_frontends(&key.0);
+            return;
+        };
+        let name = service_name(&key.0, &port.name);
+        let placed = self.service_ids.allocate(key).ok_or("--services");
+        let placed = placed.and_then(|id| Ok((id, self.select(id, table, now).ok_or("--slots")?)));
+        match placed {
+            Ok((id, selection)) => {
+                self.services.want(id, Some(Service { selection, flags: table.flags, pad: 0 }));
+                self.service_names.want(id, Some(name));
+            }
+            Err(flag) => {
+                self.unplaced.tables.insert(key.clone(), flag);
+                let is_serving =
+                    self.service_ids.get(key).is_some_and(|id| self.services.wanted(&id).is_some());
+                if !(is_serving && self.slots.is_waiting()) {
+                    // Nothing will come free by waiting: a table that is out of date would go on sending flows to
+                    // backends that are gone.
+                    self.withdraw(key, now);
+                    let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
+                    let message = format!("port {} is left to the node's stack", key.0.port);
+                    warnings.set(subject, vec![full(&object, &message, flag)]);
+                }
+            }
+        }
+        desired.touch_frontends(&key.0);
+    }
+
+    /// The slice that holds a table: the present one if it holds the same, else a new one.
+    fn select(&mut self, id: u32, table: &TableView, now: Instant) -> Option<Selection> {
+        let present = self.present_selection(id);
+        let content = self.content(table);
+        let digest = content_digest(&content);
+        if present.size as usize == content.len() && self.digests.get(&id) == Some(&digest) {
+            return Some(present);
+        }
+        if content.is_empty() {
+            self.retire(id, now);
+            return Some(EMPTY);
+        }
+        let selection = self.slots.allocate(content.len() as u32)?;
+        self.retire(id, now);
+        self.digests.insert(id, digest);
+        self.fresh.insert(selection.offset, content);
+        Some(selection)
+    }
+
+    fn present_selection(&self, id: u32) -> Selection {
+        let service = self.services.wanted(&id).or_else(|| self.services.installed(&id));
+        service.map_or(EMPTY, |service| service.selection)
+    }
+
+    fn retire(&mut self, id: u32, now: Instant) {
+        // Without a digest the selection is not known to be this service's own.
+        if self.digests.remove(&id).is_some() {
+            self.slots.retire(self.present_selection(id), now);
+        }
+    }
+
+    fn withdraw(&mut self, key: &TableKey, now: Instant) {
+        let Some(id) = self.service_ids.release(key) else { return };
+        self.retire(id, now);
+        self.services.want(id, None);
+        self.service_names.want(id, None);
+    }
+
+    fn content(&self, table: &TableView) -> Vec<Target> {
+        let placed = |identity: &Identity| {
+            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+        };
+        let choice =
+            table.choice.iter().filter_map(|(identity, port)| Some((placed(identity)?, identity, *port)));
+        let (targets, seeds): (Vec<Target>, Vec<Seed>) = choice
+            .map(|(backend, identity, port)| {
+                (Target { backend, port, pad: 0 }, Seed::new(identity.as_str(), port))
+            })
+            .unzip();
+        let places = maglev::table(&seeds, table.size).into_iter();
+        places.filter_map(|place| targets.get(place as usize).copied()).collect()
+    }
+
+    fn resolve_frontend(&mut self, desired: &Desired, frontend: Frontend, warnings: &mut Warnings) {
+        let mut claims = desired.claims(&frontend);
+        let winner = claims.next();
+        let mut found = Vec::new();
+        for loser in claims.filter(|claim| winner.is_some_and(|winner| winner.table.0 != claim.table.0)) {
+            let Some(winner) = winner else { continue };
+            found.push(claimed_twice(frontend, &loser.table, &winner.table));
+        }
+        let id = winner.filter(|claim| claim.served).and_then(|claim| self.service_ids.get(&claim.table));
+        let mut wanted = id.filter(|id| self.services.wanted(id).is_some());
+        let ledger = &mut self.frontends[family_of(frontend.address)];
+        if wanted.is_some() && !ledger.fits(&frontend, self.capacity.frontends) {
+            wanted = None;
+            self.unplaced.frontends.insert(frontend);
+            let service = winner.map(|claim| claim.table.0.service.clone()).unwrap_or_default();
+            let object = ObjectRef { kind: Kind::Service, name: service };
+            let message = format!("{}:{} is left to the node's stack", frontend.address, frontend.port);
+            found.push(full(&object, &message, "--frontends"));
+        }
+        warnings.set(Subject::Frontend(frontend.address, frontend.port, frontend.protocol.number()), found);
+        match (ledger.want(frontend, wanted), wanted) {
+            (None, Some(_)) => {
+                self.gates.want_port(Gate::FRONTEND_PORTS, frontend.port);
+                self.gates.want_address(Gate::FRONTEND_ADDRESSES, frontend.address);
+            }
+            (Some(_), None) => {
+                self.gates.drop_port(Gate::FRONTEND_PORTS, frontend.port);
+                self.gates.drop_address(Gate::FRONTEND_ADDRESSES, frontend.address);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a slice holds, in 64 bits.
+pub(super) fn content_digest(targets: &[Target]) -> u64 {
+    // Eight octets at a time: the table of a large service has a million slots.
+    let start = 0xcbf2_9ce4_8422_2325 ^ targets.len() as u64;
+    targets.iter().fold(start, |hash, target| {
+        let word = u64::from(target.backend) << 16 | u64::from(target.port);
+        let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 29)
+    })
+}
+
+fn full(object: &ObjectRef, cost: &str, flag: &str) -> Warning {
+    Warning::new(object, "", format!("the maps are full: {cost}"), &format!("raise {flag}"))
+}
+
+fn claimed_twice(frontend: Frontend, loser: &TableKey, winner: &TableKey) -> Warning {
+    let object = ObjectRef { kind: Kind::Service, name: loser.0.service.clone() };
+    let message = format!(
+        "{} port {} of port {} also belongs to the older Service {} (port {}), which keeps it",
+        frontend.protocol.name(),
+        frontend.port,
+        loser.0.port,
+        winner.0.service,
+        winner.0.port
+    );
+    Warning::new(&object, "spec.ports", message, "give one of them another node port or address")
+}

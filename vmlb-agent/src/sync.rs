@@ -1,0 +1,359 @@
+//! The control plane's driver: takes events and facts, and when asked brings the tables to what they call for. One owner,
+//! no threads, no clock of its own; whoever drives it (the agent's loop, a test) passes both in.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+
+use crate::cluster::{self, Decoded};
+use crate::desired::health::HealthCheck;
+use crate::desired::{Desired, Here};
+use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::index::Index;
+use crate::index::pod::Node;
+use crate::object::{Kind, Name, ObjectRef};
+use crate::plan::Installation;
+use crate::tables::Tables;
+use crate::tables::pinned::Whereabouts;
+use crate::warning::{Subject, Warning, Warnings};
+use crate::watch::{Event, Object};
+
+mod left;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use left::LeftState;
+pub use state::{BackendState, FrontendState, ServiceState};
+
+use left::LeftPorts;
+
+/// Why nothing is written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// This kind has not been listed yet: what is installed may still be right.
+    Listing(crate::object::Kind),
+    /// The node's addresses are not known yet.
+    Facts,
+}
+
+/// What a call of [`Sync::sync`] did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Nothing was looked at, for this reason; what an earlier agent left keeps working.
+    pub waiting: Option<Waiting>,
+    /// Changes carried out.
+    pub written: usize,
+    /// The tables could not be read or written; what is missing is tried again by the next call.
+    pub error: Option<anyhow::Error>,
+    /// Call again after this time even if nothing happens before: something waits for its grace or for a retry.
+    pub again: Option<Duration>,
+    /// Whether [`Sync::backends`] may differ from what it was before this call; looking costs what the cluster holds.
+    pub backends_changed: bool,
+    /// Warnings that have appeared since the last call, for the log.
+    pub warnings: Vec<Warning>,
+    /// When the changes of endpoints were called for that are in force since this call. Those that were there when the
+    /// control plane began are left out.
+    pub triggered: Vec<SystemTime>,
+}
+
+/// Between two tries after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two looks for backend ids that no flow names any more; each reads the flow tables.
+pub const RECYCLE: Duration = Duration::from_secs(60);
+
+/// The control plane of one node.
+pub struct Sync {
+    here: Here,
+    has_facts: bool,
+    listed: BTreeSet<Kind>,
+    index: Index,
+    desired: Desired,
+    warnings: Warnings,
+    /// `None`: what is installed is not known, at the start or after a failed write.
+    installation: Option<Installation>,
+    failed: Option<Installation>,
+    facts_changed: bool,
+    all_changed: bool,
+    own_node: Option<Node>,
+    node_was_known: bool,
+    left: LeftPorts,
+    triggered: Vec<SystemTime>,
+    /// Whether tables have been brought to what is called for at least once.
+    has_synced: bool,
+    recycled: Option<Instant>,
+}
+
+impl Sync {
+    /// A control plane for the node of that name (`--node-name`).
+    #[must_use]
+    pub fn new(node: &str, nodeport_addresses: NodePortAddresses) -> Self {
+        Self {
+            here: Here { node: node.to_owned(), nodeport_addresses, facts: NodeFacts::default() },
+            has_facts: false,
+            listed: BTreeSet::new(),
+            index: Index::default(),
+            desired: Desired::default(),
+            warnings: Warnings::default(),
+            installation: None,
+            failed: None,
+            facts_changed: false,
+            all_changed: false,
+            own_node: None,
+            node_was_known: false,
+            left: LeftPorts::default(),
+            triggered: Vec::new(),
+            has_synced: false,
+            recycled: None,
+        }
+    }
+
+    /// Takes in one event of the watch stream. Costs what the object costs; writes nothing.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Apply { source, object } => self.apply_object(source, &object),
+            Event::Keep(object) => self.index.keep(object.kind, &object.name),
+            Event::Delete(object) => {
+                self.index.delete(&object);
+                self.forget(object);
+            }
+            Event::Listing(kind) => self.index.reset(kind),
+            Event::Listed(kind) => {
+                for object in self.index.listed(kind) {
+                    self.forget(object);
+                }
+                self.listed.insert(kind);
+            }
+            Event::Warnings { source, warnings } => {
+                self.warnings.set(Subject::Source(source.to_string()), warnings);
+            }
+        }
+    }
+
+    fn apply_object(&mut self, source: Arc<str>, object: &Object) {
+        let reference = object.reference();
+        let (decoded, warnings) = cluster::decode(object);
+        let warnings = warnings.into_iter().map(|warning| warning.from_source(&source)).collect();
+        self.warnings.locate(&reference, Some(source));
+        self.warnings.set(Subject::Object(reference.clone()), warnings);
+        self.index.keep(reference.kind, &reference.name);
+        match decoded {
+            Decoded::Use(entry) => {
+                if self.index.apply(*entry) && self.has_synced {
+                    self.triggered.extend(cluster::triggered(object));
+                }
+            }
+            Decoded::Skip => self.index.delete(&reference),
+            Decoded::Refuse => {}
+        }
+    }
+
+    fn forget(&mut self, object: ObjectRef) {
+        self.warnings.locate(&object, None);
+        self.warnings.set(Subject::Object(object), Vec::new());
+    }
+
+    /// Takes in what the network side knows; call it whenever that may have changed. Writes nothing.
+    pub fn facts(&mut self, facts: NodeFacts) {
+        self.has_facts = true;
+        if self.here.facts == facts {
+            return;
+        }
+        self.all_changed |= self.here.facts.addresses != facts.addresses;
+        self.facts_changed = true;
+        self.here.facts = facts;
+    }
+
+    /// Brings `tables` to what events and facts call for. Before every kind has been listed and the facts are known it
+    /// touches nothing. Costs what has changed since the last call. Call it after every batch of events, and at least
+    /// once a minute so that ids of backends that are gone come back.
+    pub fn sync(&mut self, tables: &mut dyn Tables, now: Instant) -> Report {
+        let mut report = Report { waiting: self.waiting(), ..Report::default() };
+        if report.waiting.is_none() {
+            self.refresh();
+            let waits =
+                self.installation.as_ref().is_none_or(|installation| installation.unplaced.is_waiting());
+            report.backends_changed = waits || !self.desired.dirty.backends.is_empty();
+            match self.carry_out(tables, now) {
+                Ok(written) => {
+                    report.written = written;
+                    report.again = self.again();
+                    report.triggered = std::mem::take(&mut self.triggered);
+                    self.has_synced = true;
+                }
+                Err(error) => {
+                    report.error = Some(error);
+                    report.again = Some(RETRY);
+                }
+            }
+        }
+        report.warnings = self.warnings.take_fresh();
+        report
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        let unlisted = Kind::ALL.into_iter().find(|kind| !self.listed.contains(kind));
+        unlisted.map(Waiting::Listing).or((!self.has_facts).then_some(Waiting::Facts))
+    }
+
+    fn again(&self) -> Option<Duration> {
+        let installation = self.installation.as_ref()?;
+        if installation.unplaced.is_waiting() && installation.is_retiring() {
+            return Some(crate::plan::GRACE);
+        }
+        installation.is_lingering().then_some(RECYCLE)
+    }
+
+    fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<usize> {
+        let mut installation = match self.installation.take() {
+            Some(installation) => installation,
+            None => self.adopt(tables, now)?,
+        };
+        if std::mem::take(&mut self.facts_changed) {
+            installation.resolve_facts(&self.here.facts);
+        }
+        self.left.mark(&self.desired, &installation);
+        installation.resolve(&mut self.desired, &mut self.warnings, now);
+        let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
+        if due && installation.is_lingering() {
+            // A flow table that cannot be read costs only this: ids come back later.
+            if let Ok(in_flows) = tables.backends_in_flows() {
+                installation.recycle(&in_flows);
+            }
+            self.recycled = Some(now);
+        }
+        let changes = installation.changes();
+        if let Err(error) = tables.write(&changes) {
+            self.failed = Some(installation);
+            return Err(error.context("the maps could not be written; what is missing is tried again"));
+        }
+        installation.settle();
+        self.left.refresh(&self.desired, &installation);
+        self.installation = Some(installation);
+        Ok(changes.len())
+    }
+
+    /// Computes anew whatever events and facts have touched.
+    fn refresh(&mut self) {
+        let touched = self.index.take_touched();
+        let own_node = self.index.node(&self.here.node);
+        if touched.nodes && own_node != self.own_node.as_ref() {
+            // Whether the node is on its way out changes nothing that is served.
+            let place = |node: Option<&Node>| node.map(|node| (node.zone.clone(), node.addresses.clone()));
+            self.all_changed |= place(own_node) != place(self.own_node.as_ref());
+            self.own_node = own_node.cloned();
+            self.node_was_known |= self.own_node.is_some();
+        }
+        let mut services = touched.services;
+        if std::mem::take(&mut self.all_changed) {
+            services.extend(self.index.service_names().cloned());
+        }
+        for name in services {
+            self.desired.refresh_service(&self.index, &self.here, &name);
+            self.left.touch(&name);
+            let warnings = self.desired.service(&name).map(|view| view.warnings.clone());
+            self.warnings.set(Subject::Service(name), warnings.unwrap_or_default());
+        }
+        for identity in touched.backends {
+            self.desired.refresh_backend(&self.index, &self.here, &identity);
+        }
+    }
+
+    /// Takes over what is installed; everything is to be compared with it.
+    fn adopt(&mut self, tables: &dyn Tables, now: Instant) -> anyhow::Result<Installation> {
+        let records = tables.read().context("the maps could not be read")?;
+        let in_flows = tables.backends_in_flows().context("the flow tables could not be read")?;
+        let previous = self.failed.as_ref();
+        let installation = Installation::adopt(records, tables.capacity(), &in_flows, previous, now);
+        self.failed = None;
+        // What has just been read need not be read again at once.
+        self.recycled = Some(now);
+        let known = installation.known();
+        for identity in &known.draining {
+            self.desired.hold(identity);
+            self.desired.refresh_backend(&self.index, &self.here, identity);
+        }
+        self.desired.touch_all();
+        self.desired.dirty.tables.extend(known.tables);
+        self.desired.dirty.backends.extend(known.backends);
+        self.facts_changed = true;
+        Ok(installation)
+    }
+
+    /// Whether a call of [`Sync::sync`] would have something to do.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.installation.is_none() || self.all_changed || self.facts_changed || self.index.is_touched()
+    }
+
+    /// Whether this node should get new clients. One that was known and is gone should not.
+    #[must_use]
+    pub fn is_node_eligible(&self) -> bool {
+        match self.index.node(&self.here.node) {
+            Some(node) => !node.leaving,
+            None => !self.node_was_known,
+        }
+    }
+
+    /// What balancers outside are to be told of Services from now on, as far as it has changed since the last call.
+    pub fn take_health_changes(&mut self) -> Vec<(Name, Option<HealthCheck>)> {
+        self.desired.take_health_changes()
+    }
+
+    /// Ports that are left to the node's stack, sorted by Service. Kept up with every sync, so that looking costs what it
+    /// returns.
+    #[must_use]
+    pub fn left(&self) -> Vec<LeftState> {
+        self.left.list()
+    }
+
+    /// Raised whenever [`Sync::left`] or [`Sync::warnings`] may have changed.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.left.revision() + self.warnings.revision()
+    }
+
+    /// Every warning whose cause is still there, for `vmlb status`.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.warnings.list()
+    }
+
+    /// Every port of every Service of type NodePort or LoadBalancer, sorted, for `vmlb services`.
+    #[must_use]
+    pub fn services(&self) -> Vec<ServiceState> {
+        let ports =
+            self.desired.services().flat_map(|(_, view)| view.ports.iter().map(move |port| (view, port)));
+        ports
+            .map(|(view, port)| state::service(&self.desired, self.installation.as_ref(), view, port))
+            .collect()
+    }
+
+    /// Where the backends are: present addresses, and whether they are on this node.
+    pub fn places(&self) -> impl Iterator<Item = (IpAddr, Whereabouts)> {
+        let views = self.installation.iter().flat_map(|installation| {
+            let placed = self.desired.backends();
+            placed.filter(|(identity, _)| installation.backend_id(identity).is_some()).map(|(_, view)| view)
+        });
+        views.flat_map(|view| {
+            let place = if view.is_local { Whereabouts::Here } else { Whereabouts::Elsewhere };
+            view.addresses.iter().map(move |address| (*address, place))
+        })
+    }
+
+    /// Every backend with its present addresses, sorted by id: whose devices and next hops the network side looks after.
+    #[must_use]
+    pub fn backends(&self) -> Vec<BackendState> {
+        let Some(installation) = &self.installation else { return Vec::new() };
+        let placed = self.desired.backends();
+        let placed =
+            placed.filter_map(|(identity, view)| Some((installation.backend_id(identity)?, identity, view)));
+        let mut backends: Vec<BackendState> =
+            placed.map(|(id, identity, view)| state::backend(id, identity, view)).collect();
+        backends.sort_unstable_by_key(|backend| backend.id);
+        backends
+    }
+}

@@ -1,0 +1,138 @@
+//! The seam between what the agent wants and where it is kept: ordered changes go to a [`Tables`], and the same
+//! records come back from it after a restart. Two real implementations: the pinned maps (`tables/pinned.rs`) and an
+//! in-memory one that can be told to fail (`tables/memory.rs`).
+
+use vmlb_common::abi::{
+    Backend, BackendName, Device, Frontend, FrontendKey, Pod, Selection, Service, ServiceName, Target,
+    TargetKey,
+};
+use vmlb_common::family::{Address4, Address6};
+
+pub mod memory;
+pub mod pinned;
+
+/// One entry of one map that the control plane owns (flows, hops and counters belong to the datapath; settings and
+/// neighbours to the agent's network side).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// 64 gate bits.
+    Gate(u32, u64),
+    /// A device by interface index.
+    Device(u32, Device),
+    /// A service by id.
+    Service(u32, Service),
+    /// A run of slots from an offset; written whole before any service points at it.
+    Slots(u32, Vec<Target>),
+    /// An IPv4 frontend.
+    Frontend4(FrontendKey<Address4>, Frontend),
+    /// An IPv6 frontend.
+    Frontend6(FrontendKey<Address6>, Frontend),
+    /// A backend's IPv4 endpoint by id.
+    Backend4(u32, Backend<Address4>),
+    /// A backend's IPv6 endpoint by id.
+    Backend6(u32, Backend<Address6>),
+    /// Whose an IPv4 pod address is.
+    Pod4(Address4, Pod),
+    /// Whose an IPv6 pod address is.
+    Pod6(Address6, Pod),
+    /// How many services select a target.
+    Target(TargetKey, u32),
+    /// The name of a service id.
+    ServiceName(u32, ServiceName),
+    /// The name of a backend id.
+    BackendName(u32, BackendName),
+}
+
+/// The key of a hash map's [`Record`], for removal. Array entries are never removed, they are written as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordKey {
+    /// See [`Record::Device`].
+    Device(u32),
+    /// See [`Record::Frontend4`].
+    Frontend4(FrontendKey<Address4>),
+    /// See [`Record::Frontend6`].
+    Frontend6(FrontendKey<Address6>),
+    /// See [`Record::Pod4`].
+    Pod4(Address4),
+    /// See [`Record::Pod6`].
+    Pod6(Address6),
+    /// See [`Record::Target`].
+    Target(TargetKey),
+    /// See [`Record::ServiceName`].
+    ServiceName(u32),
+    /// See [`Record::BackendName`].
+    BackendName(u32),
+}
+
+/// One step of a plan. Steps are carried out in order; each leaves the datapath with a state it can serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a plan is short-lived, and a box for each put costs more than its octets"
+)]
+pub enum Change {
+    /// Write an entry (insert or replace).
+    Put(Record),
+    /// Remove an entry; one that is already gone is not an error.
+    Remove(RecordKey),
+}
+
+/// How many entries the maps were made for; plans stay within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Entries of `services`.
+    pub services: u32,
+    /// Entries of `slots`.
+    pub slots: u32,
+    /// Entries of `backends_v4`, `backends_v6`, `hops_*` and `traffic`.
+    pub backends: u32,
+    /// Entries of `frontends_v4` and `frontends_v6` each.
+    pub frontends: u32,
+    /// Entries of `pods_v4` and `pods_v6` each.
+    pub pods: u32,
+    /// Entries of `targets`.
+    pub targets: u32,
+}
+
+/// Where records are kept.
+pub trait Tables {
+    /// The sizes that plans must respect.
+    fn capacity(&self) -> Capacity;
+
+    /// Everything that is installed, in no order; zeroed array entries are left out. `Slots` come back as one run per
+    /// service that has a selection.
+    ///
+    /// # Errors
+    /// When a map cannot be read; nothing is changed.
+    fn read(&self) -> anyhow::Result<Vec<Record>>;
+
+    /// Carries out `changes` in order.
+    ///
+    /// # Errors
+    /// At the first change that fails; the error says which, and those before it are in force.
+    fn write(&mut self, changes: &[Change]) -> anyhow::Result<()>;
+
+    /// Backend ids that flow entries still name, so that an id is not given to another backend while they live.
+    ///
+    /// # Errors
+    /// When a flow table cannot be read.
+    fn backends_in_flows(&self) -> anyhow::Result<std::collections::BTreeSet<u32>>;
+}
+
+/// The slice of `slots` a service points to, if it has one.
+#[must_use]
+pub fn selection_of(service: &Service) -> Option<Selection> {
+    (service.selection.size != 0).then_some(service.selection)
+}
+
+/// An IPv4 address as the maps hold it.
+#[must_use]
+pub const fn address4(address: std::net::Ipv4Addr) -> Address4 {
+    Address4 { octets: address.octets() }
+}
+
+/// An IPv6 address as the maps hold it.
+#[must_use]
+pub const fn address6(address: std::net::Ipv6Addr) -> Address6 {
+    Address6 { octets: address.octets() }
+}

@@ -1,0 +1,162 @@
+//! The tables as text: one line an entry, sorted, ids beside names.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use vmlb_common::abi::{BackendFlags, Gate, ServiceFlags, Target};
+use vmlb_common::wire::Protocol;
+
+use super::Memory;
+
+impl Memory {
+    /// Everything as text. Slots are shown as shares; the gate as the ports it lets through and counts of hashed bits.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        self.dump_frontends(&mut out);
+        self.dump_services(&mut out);
+        self.dump_backends(&mut out);
+        self.dump_gate(&mut out);
+        out
+    }
+
+    fn dump_frontends(&self, out: &mut String) {
+        let v4 = self.frontends4.iter();
+        let v4 =
+            v4.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value.service));
+        let v6 = self.frontends6.iter();
+        let v6 =
+            v6.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value.service));
+        for (address, port, protocol, service) in v4.chain(v6) {
+            let socket = std::net::SocketAddr::new(address, port);
+            line(out, &format!("frontend {socket} {} -> service {service}", Protocol::new(protocol).name()));
+        }
+    }
+
+    fn dump_services(&self, out: &mut String) {
+        for (id, name) in &self.service_names {
+            let service = self.services.get(id).copied().unwrap_or_default();
+            let mut shares: BTreeMap<&Target, usize> = BTreeMap::new();
+            for target in self.selection(&service).unwrap_or_default() {
+                *shares.entry(target).or_insert(0) += 1;
+            }
+            let shares: Vec<String> = shares
+                .iter()
+                .map(|(target, count)| format!("{}:{} x{count}", target.backend, target.port))
+                .collect();
+            let text = |octets: &[u8]| crate::plan::text_of(octets);
+            line(
+                out,
+                &format!(
+                    "service {id} {}/{} {} {}/{}{} slots {}+{} [{}]",
+                    text(&name.namespace),
+                    text(&name.name),
+                    if name.port_name[0] == 0 { "-".to_owned() } else { text(&name.port_name) },
+                    name.port,
+                    Protocol::new(name.protocol).name(),
+                    flags(
+                        service.flags,
+                        &[
+                            (ServiceFlags::DROP_IF_EMPTY, "drop-if-empty"),
+                            (ServiceFlags::LOCAL, "local"),
+                            (ServiceFlags::RANDOM, "random"),
+                        ]
+                    ),
+                    service.selection.offset,
+                    service.selection.size,
+                    shares.join(", ")
+                ),
+            );
+        }
+    }
+
+    fn dump_backends(&self, out: &mut String) {
+        let bits = [(BackendFlags::LOCAL, "local")];
+        for (id, name) in &self.backend_names {
+            let text = |octets: &[u8]| crate::plan::text_of(octets);
+            let v4 =
+                self.backends4.get(id).map(|backend| (IpAddr::from(backend.address.octets), backend.flags));
+            let v6 =
+                self.backends6.get(id).map(|backend| (IpAddr::from(backend.address.octets), backend.flags));
+            let present = v4.iter().chain(&v6);
+            let present: Vec<String> =
+                present.map(|(address, of)| format!(" {address}{}", flags(*of, &bits))).collect();
+            line(
+                out,
+                &format!(
+                    "backend {id} {} {}/{} uid {} node {}{}",
+                    if name.vm == 1 { "vm" } else { "pod" },
+                    text(&name.namespace),
+                    text(&name.name),
+                    text(&name.uid),
+                    if name.node[0] == 0 { "-".to_owned() } else { text(&name.node) },
+                    if present.is_empty() { " gone".to_owned() } else { present.concat() },
+                ),
+            );
+        }
+        let v4 = self.pods4.iter().map(|(address, pod)| (IpAddr::from(address.octets), pod.backend));
+        let v6 = self.pods6.iter().map(|(address, pod)| (IpAddr::from(address.octets), pod.backend));
+        for (address, backend) in v4.chain(v6) {
+            line(out, &format!("pod {address} -> backend {backend}"));
+        }
+        for (key, count) in &self.targets {
+            let protocol = Protocol::new(key.protocol).name();
+            line(out, &format!("target {}:{} {protocol} services {count}", key.backend, key.port));
+        }
+    }
+
+    fn dump_gate(&self, out: &mut String) {
+        for (index, device) in &self.devices {
+            let (v4, v6) = (IpAddr::from(device.snat_v4.octets), IpAddr::from(device.snat_v6.octets));
+            line(out, &format!("device {index} flags {:#x} snat {v4} {v6}", device.flags));
+        }
+        for (name, gate) in
+            [("frontend", Gate::FRONTEND_PORTS), ("SNAT", Gate::SNAT_PORTS), ("target", Gate::TARGET_PORTS)]
+        {
+            let ports = ranges(&self.bits(gate));
+            if !ports.is_empty() {
+                line(out, &format!("gate {name} ports {ports}"));
+            }
+        }
+        let hashed = [
+            ("frontend", Gate::FRONTEND_ADDRESSES),
+            ("SNAT", Gate::SNAT_ADDRESSES),
+            ("local pod", Gate::LOCAL_PODS),
+        ];
+        for (name, gate) in hashed {
+            let count = self.bits(gate).len();
+            if count > 0 {
+                line(out, &format!("gate {name} addresses {count}"));
+            }
+        }
+    }
+
+    fn bits(&self, gate: Gate) -> Vec<u16> {
+        (0..=u16::MAX).filter(|bit| self.gate(gate, *bit)).collect()
+    }
+}
+
+fn line(out: &mut String, text: &str) {
+    // Writing to a String cannot fail.
+    writeln!(out, "{text}").unwrap_or_default();
+}
+
+fn flags(value: u32, names: &[(u32, &str)]) -> String {
+    let set = names.iter().filter(|(bit, _)| value & bit != 0);
+    set.map(|(_, name)| format!(" {name}")).collect()
+}
+
+fn ranges(ports: &[u16]) -> String {
+    let mut runs: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*port) => *last = *port,
+            _ => runs.push((*port, *port)),
+        }
+    }
+    let runs = runs
+        .into_iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
+    runs.collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,264 @@
+//! [`Tables`] over the pinned maps: what the datapath reads.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use vmlb_common::abi::{
+    Backend, BackendFlags, BackendName, Delivery, Device, Flow, FlowKey, Frontend, FrontendKey, NeighbourKey,
+    Pod, Service, ServiceName, Target, TargetKey, names,
+};
+use vmlb_common::family::{Address4, Address6};
+
+use super::{Capacity, Change, Record, RecordKey, Tables, selection_of};
+use crate::bpf::PinnedMap;
+use crate::counts::traffic::TrafficMap;
+use crate::pins::PinRoot;
+
+/// The maps that the control plane owns, and the flow tables it looks at.
+#[derive(Debug)]
+pub struct PinnedTables {
+    gate: PinnedMap<u32, u64>,
+    devices: PinnedMap<u32, Device>,
+    services: PinnedMap<u32, Service>,
+    slots: PinnedMap<u32, Target>,
+    targets: PinnedMap<TargetKey, u32>,
+    service_names: PinnedMap<u32, ServiceName>,
+    backend_names: PinnedMap<u32, BackendName>,
+    traffic: TrafficMap,
+    v4: FamilyTables<FrontendKey<Address4>, Backend<Address4>, Address4, FlowKey<Address4>, Flow<Address4>>,
+    v6: FamilyTables<FrontendKey<Address6>, Backend<Address6>, Address6, FlowKey<Address6>, Flow<Address6>>,
+}
+
+/// Where a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whereabouts {
+    /// On this node.
+    Here,
+    /// On another one.
+    Elsewhere,
+}
+
+impl Whereabouts {
+    const fn of_flags(flags: u32) -> Self {
+        if flags & BackendFlags::LOCAL == 0 { Self::Elsewhere } else { Self::Here }
+    }
+}
+
+#[derive(Debug)]
+struct FamilyTables<K, B, A, FK, FV> {
+    frontends: PinnedMap<K, Frontend>,
+    backends: PinnedMap<u32, B>,
+    pods: PinnedMap<A, Pod>,
+    flows: [PinnedMap<FK, FV>; 2],
+}
+
+macro_rules! open_family {
+    ($root:expr, $family:expr) => {
+        FamilyTables {
+            frontends: PinnedMap::open($root, names::FRONTENDS[$family])?,
+            backends: PinnedMap::open($root, names::BACKENDS[$family])?,
+            pods: PinnedMap::open($root, names::PODS[$family])?,
+            flows: [
+                PinnedMap::open($root, names::FLOWS[$family])?,
+                PinnedMap::open($root, names::HALF_FLOWS[$family])?,
+            ],
+        }
+    };
+}
+
+impl PinnedTables {
+    /// Opens the maps under `root`.
+    ///
+    /// # Errors
+    /// When one is missing or of another layout.
+    pub fn open(root: &PinRoot) -> anyhow::Result<Self> {
+        Ok(Self {
+            gate: PinnedMap::open(root, names::GATE)?,
+            devices: PinnedMap::open(root, names::DEVICES)?,
+            services: PinnedMap::open(root, names::SERVICES)?,
+            slots: PinnedMap::open(root, names::SLOTS)?,
+            targets: PinnedMap::open(root, names::TARGETS)?,
+            service_names: PinnedMap::open(root, names::SERVICE_NAMES)?,
+            backend_names: PinnedMap::open(root, names::BACKEND_NAMES)?,
+            traffic: TrafficMap::open(root)?,
+            v4: open_family!(root, 0),
+            v6: open_family!(root, 1),
+        })
+    }
+
+    /// Addresses of the backends that are installed, and whether they are on this node.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn installed_backends(&self) -> anyhow::Result<Vec<(IpAddr, Whereabouts)>> {
+        let v4 = self.v4.backends.all()?.into_iter();
+        let v4 = v4.map(|(_, backend)| (backend.flags, IpAddr::from(backend.address.octets)));
+        let v6 = self.v6.backends.all()?.into_iter();
+        let v6 = v6.map(|(_, backend)| (backend.flags, IpAddr::from(backend.address.octets)));
+        let present = v4.chain(v6).filter(|(flags, _)| flags & BackendFlags::PRESENT != 0);
+        Ok(present.map(|(flags, address)| (address, Whereabouts::of_flags(flags))).collect())
+    }
+
+    /// Whether a frontend is open already; `false` for records of other kinds.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn is_open(&self, record: &Record) -> anyhow::Result<bool> {
+        match record {
+            Record::Frontend4(key, _) => Ok(self.v4.frontends.get(key)?.is_some()),
+            Record::Frontend6(key, _) => Ok(self.v6.frontends.get(key)?.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    /// The ports that flows hold on addresses of this node, whatever the settings say by now.
+    ///
+    /// # Errors
+    /// When a flow table cannot be read.
+    pub fn snat_ports_in_flows(&self) -> anyhow::Result<BTreeSet<u16>> {
+        let mut ports = BTreeSet::new();
+        for map in &self.v4.flows {
+            ports.extend(map.all()?.iter().filter_map(|(_, flow)| snat_port(flow)));
+        }
+        for map in &self.v6.flows {
+            ports.extend(map.all()?.iter().filter_map(|(_, flow)| snat_port(flow)));
+        }
+        Ok(ports)
+    }
+
+    fn put(&self, record: &Record) -> anyhow::Result<()> {
+        match record {
+            Record::Gate(entry, bits) => self.gate.put(entry, bits),
+            Record::Device(ifindex, device) => self.devices.put(ifindex, device),
+            Record::Service(id, service) => self.services.put(id, service),
+            Record::Slots(offset, targets) => self.slots.put_run(*offset, targets),
+            Record::Frontend4(key, frontend) => self.v4.frontends.put(key, frontend),
+            Record::Frontend6(key, frontend) => self.v6.frontends.put(key, frontend),
+            Record::Backend4(id, backend) => self.v4.backends.put(id, backend),
+            Record::Backend6(id, backend) => self.v6.backends.put(id, backend),
+            Record::Pod4(address, pod) => self.v4.pods.put(address, pod),
+            Record::Pod6(address, pod) => self.v6.pods.put(address, pod),
+            Record::Target(key, services) => self.targets.put(key, services),
+            Record::ServiceName(id, name) => self.service_names.put(id, name),
+            Record::BackendName(id, name) => self.put_backend_name(*id, name),
+        }
+    }
+
+    /// An id that goes from one backend to another begins to count anew, before anything points at the new one.
+    fn put_backend_name(&self, id: u32, name: &BackendName) -> anyhow::Result<()> {
+        if self.backend_names.get(&id)?.is_some_and(|old| old.uid != name.uid) {
+            self.traffic.clear(id)?;
+        }
+        self.backend_names.put(&id, name)
+    }
+
+    /// No flow names the id any more: whoever gets it next begins at zero.
+    fn remove_backend_name(&self, id: u32) -> anyhow::Result<bool> {
+        self.traffic.clear(id)?;
+        self.backend_names.remove(&id)
+    }
+
+    fn remove(&self, key: &RecordKey) -> anyhow::Result<()> {
+        match key {
+            RecordKey::Device(ifindex) => self.devices.remove(ifindex),
+            RecordKey::Frontend4(key) => self.v4.frontends.remove(key),
+            RecordKey::Frontend6(key) => self.v6.frontends.remove(key),
+            RecordKey::Pod4(address) => self.v4.pods.remove(address),
+            RecordKey::Pod6(address) => self.v6.pods.remove(address),
+            RecordKey::Target(key) => self.targets.remove(key),
+            RecordKey::ServiceName(id) => self.service_names.remove(id),
+            RecordKey::BackendName(id) => self.remove_backend_name(*id),
+        }
+        .map(drop)
+    }
+
+    fn read_services(&self, records: &mut Vec<Record>) -> anyhow::Result<()> {
+        for (id, service) in self.services.all()? {
+            if let Some(selection) = selection_of(&service) {
+                let targets = self
+                    .slots
+                    .run(selection.offset, selection.size)
+                    .with_context(|| format!("service {id} points to slots that cannot be read"))?;
+                records.push(Record::Slots(selection.offset, targets));
+            }
+            if service != Service::default() {
+                records.push(Record::Service(id, service));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tables for PinnedTables {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            services: self.services.entries(),
+            slots: self.slots.entries(),
+            backends: self.v4.backends.entries(),
+            frontends: self.v4.frontends.entries(),
+            pods: self.v4.pods.entries(),
+            targets: self.targets.entries(),
+        }
+    }
+
+    fn read(&self) -> anyhow::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let gate = self.gate.all()?.into_iter().filter(|(_, bits)| *bits != 0);
+        records.extend(gate.map(|(entry, bits)| Record::Gate(entry, bits)));
+        records.extend(self.devices.all()?.into_iter().map(|(key, value)| Record::Device(key, value)));
+        self.read_services(&mut records)?;
+        records
+            .extend(self.v4.frontends.all()?.into_iter().map(|(key, value)| Record::Frontend4(key, value)));
+        records
+            .extend(self.v6.frontends.all()?.into_iter().map(|(key, value)| Record::Frontend6(key, value)));
+        let backends = self.v4.backends.all()?.into_iter().filter(|(_, value)| *value != Backend::default());
+        records.extend(backends.map(|(key, value)| Record::Backend4(key, value)));
+        let backends = self.v6.backends.all()?.into_iter().filter(|(_, value)| *value != Backend::default());
+        records.extend(backends.map(|(key, value)| Record::Backend6(key, value)));
+        records.extend(self.v4.pods.all()?.into_iter().map(|(key, value)| Record::Pod4(key, value)));
+        records.extend(self.v6.pods.all()?.into_iter().map(|(key, value)| Record::Pod6(key, value)));
+        records.extend(self.targets.all()?.into_iter().map(|(key, value)| Record::Target(key, value)));
+        records.extend(
+            self.service_names.all()?.into_iter().map(|(key, value)| Record::ServiceName(key, value)),
+        );
+        records.extend(
+            self.backend_names.all()?.into_iter().map(|(key, value)| Record::BackendName(key, value)),
+        );
+        Ok(records)
+    }
+
+    fn write(&mut self, changes: &[Change]) -> anyhow::Result<()> {
+        for (place, change) in changes.iter().enumerate() {
+            match change {
+                Change::Put(record) => self.put(record),
+                Change::Remove(key) => self.remove(key),
+            }
+            .with_context(|| format!("change {} of {}", place + 1, changes.len()))?;
+        }
+        Ok(())
+    }
+
+    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
+        let mut backends = BTreeSet::new();
+        for map in &self.v4.flows {
+            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+        }
+        for map in &self.v6.flows {
+            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+        }
+        Ok(backends)
+    }
+}
+
+fn snat_port<A>(flow: &Flow<A>) -> Option<u16> {
+    (flow.delivery != Delivery::STACK).then_some(flow.peer_port)
+}
+
+/// Map `neighbours`: next hops that are kept fresh, and how ([`crate::neighbours::Upkeep`]).
+///
+/// # Errors
+/// When it is not pinned or of another layout.
+pub fn neighbours(root: &PinRoot) -> anyhow::Result<PinnedMap<NeighbourKey, u32>> {
+    PinnedMap::open(root, names::NEIGHBOURS)
+}

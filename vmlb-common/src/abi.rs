@@ -1,0 +1,637 @@
+//! The map ABI: keys and values of the pinned maps, as the kernel program, the agent and `bpftool` see them.
+//!
+//! Addresses are octets in network order, ports are numbers in host order, times are jiffies of this boot, padding is
+//! explicit and zero. What a packet changes while others look (`life`, `flags`, `seen`, `sequence`) is an aligned
+//! `u32`, accessed through [`crate::live::Live`]. A change of any size, offset or meaning raises [`VERSION`].
+
+use crate::family::{Address, Address4, Address6};
+use crate::wire::Protocol;
+
+/// The ABI number in [`Settings::version`]; agents refuse pinned maps of another.
+pub const VERSION: u32 = 1;
+
+/// Names of the maps, which are also the names of their pins; at most 15 characters (kernel `BPF_OBJ_NAME_LEN`).
+pub mod names {
+    /// One [`super::Settings`].
+    pub const SETTINGS: &str = "settings";
+    /// Bitmaps, see [`super::Gate`].
+    pub const GATE: &str = "gate";
+    /// Interface index → [`super::Device`].
+    pub const DEVICES: &str = "devices";
+    /// Service id → [`super::Service`].
+    pub const SERVICES: &str = "services";
+    /// Selection tables, each a slice of this one array of [`super::Target`].
+    pub const SLOTS: &str = "slots";
+    /// [`super::TargetKey`] → services that select it.
+    pub const TARGETS: &str = "targets";
+    /// Service id → [`super::ServiceName`]; read by people and by the agent after a restart.
+    pub const SERVICE_NAMES: &str = "service_names";
+    /// Backend id → [`super::BackendName`]; read by people and by the agent after a restart.
+    pub const BACKEND_NAMES: &str = "backend_names";
+    /// Next hops the agent keeps fresh, so that a later agent or `vmlb detach` can release them.
+    pub const NEIGHBOURS: &str = "neighbours";
+    /// Backend id → [`super::Traffic`], per CPU.
+    pub const TRAFFIC: &str = "traffic";
+    /// Reason number → packets, per CPU.
+    pub const REASONS: &str = "reasons";
+    /// Tables that exist once per family carry these suffixes.
+    pub const FAMILIES: [&str; 2] = ["v4", "v6"];
+    /// [`super::FrontendKey`] → [`super::Frontend`].
+    pub const FRONTENDS: [&str; 2] = ["frontends_v4", "frontends_v6"];
+    /// Backend id → [`super::Backend`].
+    pub const BACKENDS: [&str; 2] = ["backends_v4", "backends_v6"];
+    /// Pod address → [`super::Pod`].
+    pub const PODS: [&str; 2] = ["pods_v4", "pods_v6"];
+    /// [`super::WireKey`] → [`super::Inherited`].
+    pub const INHERITED: [&str; 2] = ["inherited_v4", "inherited_v6"];
+    /// [`super::FlowKey`] → [`super::Flow`], established.
+    pub const FLOWS: [&str; 2] = ["flows_v4", "flows_v6"];
+    /// [`super::ReplyKey`] → [`super::Reply`], established.
+    pub const REPLIES: [&str; 2] = ["replies_v4", "replies_v6"];
+    /// [`super::FlowKey`] → [`super::Flow`], evictable.
+    pub const HALF_FLOWS: [&str; 2] = ["half_flows_v4", "half_flows_v6"];
+    /// [`super::ReplyKey`] → [`super::Reply`], evictable.
+    pub const HALF_REPLIES: [&str; 2] = ["half_replies_v4", "half_replies_v6"];
+    /// Backend id → [`super::Hop`], per CPU.
+    pub const HOPS: [&str; 2] = ["hops_v4", "hops_v6"];
+}
+
+/// Values of the ABI for which zeros are the empty value.
+///
+/// # Safety
+/// Zeros are a value of the type, and size and alignment are multiples of four octets.
+pub unsafe trait Plain: Sized {
+    /// Makes an empty value in place. Written word by word: LLVM makes a call of `memset`, a loop over octets in BPF, of
+    /// anything else, also of a value that is moved.
+    #[inline(always)]
+    fn emptied(space: &mut core::mem::MaybeUninit<Self>) -> &mut Self {
+        let mut at = 0;
+        while at < size_of::<Self>() / 4 {
+            // SAFETY: inside the value, which is aligned to four.
+            unsafe { space.as_mut_ptr().cast::<u32>().add(at).write_volatile(0) };
+            at += 1;
+        }
+        // SAFETY: every octet has been written with zero, which is a value.
+        unsafe { space.assume_init_mut() }
+    }
+}
+
+// SAFETY: numbers only.
+unsafe impl<A: Address> Plain for Flow<A> {}
+// SAFETY: numbers only.
+unsafe impl<A: Address> Plain for Reply<A> {}
+
+/// A run of ports, both ends included. `first` 0 marks an unused entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortRange {
+    /// Lowest port.
+    pub first: u16,
+    /// Highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Ports in the range; 0 for an unused entry.
+    #[inline(always)]
+    pub const fn count(self) -> u32 {
+        if self.first == 0 || self.last < self.first { 0 } else { (self.last - self.first) as u32 + 1 }
+    }
+}
+
+/// How long a flow without packets is kept, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Timeouts {
+    /// TCP, before the handshake is proved.
+    pub tcp_opening: u32,
+    /// TCP, established; the default is a little over the two hours after which a keepalive shows.
+    pub tcp: u32,
+    /// TCP, one side has sent FIN.
+    pub tcp_half_closed: u32,
+    /// TCP, both sides have sent FIN, the client first, or one has sent RST.
+    pub tcp_closed: u32,
+    /// TCP, both sides have sent FIN, the backend first: it holds the tuple in TIME_WAIT (60 seconds in Linux) and turns
+    /// away a SYN from a reused port whose timestamp is older.
+    pub tcp_time_wait: u32,
+    /// UDP, not answered yet.
+    pub udp_opening: u32,
+    /// UDP, packets seen in both directions.
+    pub udp: u32,
+}
+
+impl Timeouts {
+    /// What the agent uses unless told otherwise.
+    pub const DEFAULT: Self = Self {
+        tcp_opening: 30,
+        tcp: 8000,
+        tcp_half_closed: 300,
+        tcp_closed: 10,
+        tcp_time_wait: 60,
+        udp_opening: 30,
+        udp: 180,
+    };
+}
+
+/// The node's own settings: the one entry of map `settings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// [`VERSION`] of whoever made the maps.
+    pub version: u32,
+    /// Raised by the agent whenever a route, a neighbour or a link changes; cached next hops of other generations
+    /// are looked up again.
+    pub generation: u32,
+    /// Jiffies a second, the kernel's `CONFIG_HZ`.
+    pub hz: u32,
+    /// Secret of this node: where the search for a SNAT port begins.
+    pub secret: u32,
+    /// Ports that SNAT may use.
+    pub snat_ports: [PortRange; 4],
+    /// Ports in `snat_ports` together.
+    pub snat_port_count: u32,
+    /// When flows end.
+    pub timeouts: Timeouts,
+    /// Whether the tables of inherited connections are to be asked: 0 where nothing was inherited.
+    pub inherited: u32,
+    /// The node's name, cut at 63 octets, padded with zeros.
+    pub node: [u8; 64],
+}
+
+/// Bits that tell a foreign packet without a hash lookup: arrays of 65,536 bits each, one behind the other in map
+/// `gate`, 64 bits an entry. Ports are exact; addresses are hashed by [`Gate::hash`], so a set bit says "maybe".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate(u32);
+
+impl Gate {
+    /// Ports of frontends.
+    pub const FRONTEND_PORTS: Self = Self(0);
+    /// Ports that SNAT uses.
+    pub const SNAT_PORTS: Self = Self(1);
+    /// Addresses of frontends.
+    pub const FRONTEND_ADDRESSES: Self = Self(2);
+    /// Addresses that SNAT uses.
+    pub const SNAT_ADDRESSES: Self = Self(3);
+    /// Addresses of this node's backends.
+    pub const LOCAL_PODS: Self = Self(4);
+    /// Ports of targets.
+    pub const TARGET_PORTS: Self = Self(5);
+    /// Entries of the map.
+    pub const ENTRIES: u32 = 6 * 1024;
+
+    /// The map entry that holds bit `bit`.
+    #[inline(always)]
+    pub const fn entry(self, bit: u16) -> u32 {
+        self.0 * 1024 + (bit as u32 >> 6)
+    }
+
+    /// The mask of bit `bit` within its entry.
+    #[inline(always)]
+    pub const fn mask(bit: u16) -> u64 {
+        1 << (bit as u32 & 63)
+    }
+
+    /// The bit of an address.
+    #[inline(always)]
+    pub fn hash<A: Address>(address: &A) -> u16 {
+        (address.fold().wrapping_mul(0x9e37_79b1) >> 16) as u16
+    }
+}
+
+/// A network device that packets of ours cross.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Device {
+    /// [`DeviceFlags`].
+    pub flags: u32,
+    /// The IPv4 address that SNAT takes when a packet leaves here; zeros: none.
+    pub snat_v4: Address4,
+    /// The IPv6 address that SNAT takes when a packet leaves here; zeros: none.
+    pub snat_v6: Address6,
+}
+
+/// Bits of [`Device::flags`].
+pub struct DeviceFlags;
+
+impl DeviceFlags {
+    /// Clients and other nodes are reached through it, and our programs are on it, the egress program included.
+    pub const UPLINK: u32 = 1;
+    /// XDP can send out of it (`ndo_xdp_xmit`, and for a veth a peer that listens).
+    pub const XDP_TRANSMIT: u32 = 2;
+    /// Pods of this node are behind it, and our reverse program is at its TC ingress.
+    pub const POD_SIDE: u32 = 4;
+}
+
+/// A frontend's key: what a client addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FrontendKey<A> {
+    /// Address the client uses.
+    pub address: A,
+    /// Port the client uses.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl<A: Address> FrontendKey<A> {
+    /// A key.
+    #[inline(always)]
+    pub const fn new(address: A, port: u16, protocol: Protocol) -> Self {
+        Self { address, port, protocol: protocol.number(), pad: 0 }
+    }
+}
+
+/// A frontend's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Frontend {
+    /// Index into `services`.
+    pub service: u32,
+}
+
+/// One port of a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Service {
+    /// Where its selection table lies in `slots`; one 8-byte store switches it.
+    pub selection: Selection,
+    /// [`ServiceFlags`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A slice of `slots`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Selection {
+    /// First entry.
+    pub offset: u32,
+    /// Entries; 0: no usable backend.
+    pub size: u32,
+}
+
+/// Bits of [`Service::flags`].
+pub struct ServiceFlags;
+
+impl ServiceFlags {
+    /// Without a usable backend packets are dropped (policy Local, backends elsewhere), not left to the stack.
+    pub const DROP_IF_EMPTY: u32 = 1;
+    /// The client's address must be kept (policy Local).
+    pub const LOCAL: u32 = 2;
+    /// Backends are drawn at random, not by the tuple's hash.
+    pub const RANDOM: u32 = 4;
+}
+
+/// A target: a backend and the port it listens on. What selection tables hold and flows name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Target {
+    /// Backend id.
+    pub backend: u32,
+    /// Port on the backend.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Key of map `targets`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct TargetKey {
+    /// Backend id.
+    pub backend: u32,
+    /// Port on the backend.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// A backend's endpoint in one family: where the VM (or plain pod) is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend<A> {
+    /// [`BackendFlags`]; 0: the id is not in use in this family.
+    pub flags: u32,
+    /// Raised by the agent with every change of this entry; cached next hops of other revisions are void.
+    pub revision: u32,
+    /// The pod's address.
+    pub address: A,
+}
+
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// The entry is in use.
+    pub const PRESENT: u32 = 1;
+    /// The pod is on this node.
+    pub const LOCAL: u32 = 2;
+}
+
+/// Whose a pod address is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pod {
+    /// Backend id.
+    pub backend: u32,
+}
+
+/// A flow as the client's packets show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Client's address.
+    pub client: A,
+    /// Frontend's address.
+    pub frontend: A,
+    /// Client's port.
+    pub client_port: u16,
+    /// Frontend's port.
+    pub frontend_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u16,
+}
+
+/// A flow as the backend's packets show it. The backend, not its address: a VM that moves keeps its flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ReplyKey<A> {
+    /// Backend id.
+    pub backend: u32,
+    /// Whom the backend answers: the client, or the SNAT address.
+    pub peer: A,
+    /// Port on the backend.
+    pub target_port: u16,
+    /// Client's port, or the SNAT port.
+    pub peer_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u16,
+}
+
+/// A packet's tuple as it comes in by an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct WireKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u16,
+}
+
+/// A connection that the node's stack carried before vmlb came, and goes on carrying: packets of this tuple are left to
+/// it. Requests of UDP (those of TCP tell themselves); replies to what kube-proxy masqueraded are noted too, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Inherited {
+    /// When the last packet of the tuple passed, jiffies.
+    pub seen: u32,
+}
+
+/// How a flow's packets reach the backend; a newtype, because it is read from maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Delivery(pub u8);
+
+impl Delivery {
+    /// DNAT, source kept, through this node's stack (DESIGN way 2).
+    pub const STACK: Self = Self(1);
+    /// DNAT and SNAT, sent to another node (DESIGN way 4).
+    pub const REMOTE: Self = Self(2);
+    /// DNAT and SNAT, sent to the pod's host-side device, reversed there: where the source cannot be kept.
+    pub const DEVICE: Self = Self(3);
+
+    /// The word `vmlb flows` prints.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::STACK => "stack",
+            Self::REMOTE => "remote",
+            Self::DEVICE => "device",
+            _ => "?",
+        }
+    }
+}
+
+/// Where an entry is on its way out; values of `life`.
+pub struct Life;
+
+impl Life {
+    /// In use.
+    pub const LIVE: u32 = 0;
+    /// Idle for longer than its timeout; a packet revives it, the next pass ends it.
+    pub const MARKED: u32 = 1;
+    /// Being removed; nothing revives it.
+    pub const DEAD: u32 = 2;
+}
+
+/// What has been seen of a flow; bits of `flags`.
+pub struct Seen;
+
+impl Seen {
+    /// FIN from the client.
+    pub const CLIENT_FIN: u32 = 1;
+    /// FIN from the backend.
+    pub const BACKEND_FIN: u32 = 2;
+    /// RST from either.
+    pub const RST: u32 = 4;
+    /// SYN-ACK from the backend, or its first UDP packet.
+    pub const ANSWERED: u32 = 8;
+    /// The backend's FIN came before the client's.
+    pub const BACKEND_FIRST: u32 = 16;
+
+    /// Whether TCP is done with the flow: both FINs, or a RST.
+    #[inline(always)]
+    pub const fn is_closed(flags: u32) -> bool {
+        let fins = Self::CLIENT_FIN | Self::BACKEND_FIN;
+        flags & Self::RST != 0 || flags & fins == fins
+    }
+}
+
+/// A flow's state on the client's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Backend id.
+    pub backend: u32,
+    /// Service id at the time it was opened.
+    pub service: u32,
+    /// [`Life`].
+    pub life: u32,
+    /// [`Seen`].
+    pub flags: u32,
+    /// When the last packet of this direction passed, jiffies.
+    pub seen: u32,
+    /// Whom the backend sees: the client's address, or the SNAT address.
+    pub peer: A,
+    /// The client's port, or the SNAT port.
+    pub peer_port: u16,
+    /// Port on the backend.
+    pub target_port: u16,
+    /// How it is delivered.
+    pub delivery: Delivery,
+    /// Zero.
+    pub pad: u8,
+    /// What the translation of a request changes in the ones' complement sum of both addresses, but for the backend's:
+    /// ~client + ~frontend + peer, folded, as it lies in memory.
+    pub address_sum: u16,
+}
+
+impl<A: Address> Flow<A> {
+    /// The key of the flow's other direction.
+    #[inline(always)]
+    pub const fn reply_key(&self, protocol: u8) -> ReplyKey<A> {
+        ReplyKey {
+            backend: self.backend,
+            peer: self.peer,
+            target_port: self.target_port,
+            peer_port: self.peer_port,
+            protocol,
+            pad: 0,
+            pad2: 0,
+        }
+    }
+}
+
+/// A flow's state on the backend's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Reply<A> {
+    /// The key of the flow's other direction: to whom the reply goes, and as whom.
+    pub flow: FlowKey<A>,
+    /// [`Life`].
+    pub life: u32,
+    /// [`Seen`].
+    pub flags: u32,
+    /// When the last packet of this direction passed, jiffies.
+    pub seen: u32,
+    /// The acknowledgment number that proves the client has the SYN-ACK.
+    pub sequence: u32,
+    /// How the flow is delivered.
+    pub delivery: Delivery,
+    /// Zero.
+    pub pad: u8,
+    /// What the translation of a request changes in the ones' complement sum of both addresses, but for the backend's:
+    /// ~client + ~frontend + peer, folded, as it lies in memory.
+    pub address_sum: u16,
+    /// Next hop to the client.
+    pub hop: Hop,
+}
+
+/// A next hop as the FIB gave it, and until when it may be believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hop {
+    /// [`Settings::generation`] plus [`Backend::revision`] it was filled under; 0: empty.
+    pub stamp: u32,
+    /// When it was filled, jiffies; older than ten seconds is looked up again, in case nobody raises generations.
+    pub filled: u32,
+    /// Device it leaves by.
+    pub ifindex: u32,
+    /// MAC address of that device.
+    pub source: [u8; 6],
+    /// MAC address of the next hop.
+    pub destination: [u8; 6],
+}
+
+/// Packets and octets (IP headers included) of one backend on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    /// Packets to the backend.
+    pub requests: u64,
+    /// Octets to the backend.
+    pub request_octets: u64,
+    /// Packets from the backend.
+    pub replies: u64,
+    /// Octets from the backend.
+    pub reply_octets: u64,
+    /// Flows opened.
+    pub opened: u64,
+}
+
+/// Whose a service id is: written by the agent, read by people and by the next agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceName {
+    /// Namespace, padded with zeros (as all text here).
+    pub namespace: [u8; 64],
+    /// Service name.
+    pub name: [u8; 64],
+    /// Port name, empty for the only port.
+    pub port_name: [u8; 16],
+    /// Service port.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Whose a backend id is: written by the agent, read by people and by the next agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendName {
+    /// UID of the VirtualMachineInstance, or of the pod where it carries no VM.
+    pub uid: [u8; 40],
+    /// Namespace.
+    pub namespace: [u8; 64],
+    /// The VM's name, or the pod's, cut at 63 octets.
+    pub name: [u8; 64],
+    /// The node it runs on, cut at 63 octets.
+    pub node: [u8; 64],
+    /// 1: a VM; 0: a plain pod.
+    pub vm: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    pub pad2: u16,
+}
+
+/// A next hop that the agent asked the kernel to keep fresh (`NTF_EXT_MANAGED`); key of map `neighbours`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct NeighbourKey {
+    /// Device.
+    pub ifindex: u32,
+    /// IPv6 address, or IPv4 mapped into it (RFC 4291 section 2.5.5.2).
+    pub address: Address6,
+}
+
+// The layout is a promise to pinned maps: a failure here asks for a new `VERSION` and a migration.
+const _: () = {
+    assert!(size_of::<FrontendKey<Address4>>() == 8 && size_of::<FrontendKey<Address6>>() == 20);
+    assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<FlowKey<Address6>>() == 40);
+    assert!(size_of::<ReplyKey<Address4>>() == 16 && size_of::<ReplyKey<Address6>>() == 28);
+    assert!(size_of::<Flow<Address4>>() == 32 && size_of::<Flow<Address6>>() == 44);
+    assert!(
+        size_of::<Hop>() == 24 && size_of::<Reply<Address4>>() == 60 && size_of::<Reply<Address6>>() == 84
+    );
+    assert!(size_of::<Backend<Address4>>() == 12 && size_of::<Backend<Address6>>() == 24);
+    assert!(size_of::<Service>() == 16 && size_of::<Target>() == 8 && size_of::<TargetKey>() == 8);
+    assert!(size_of::<Device>() == 24 && size_of::<Traffic>() == 40 && size_of::<NeighbourKey>() == 20);
+    assert!(size_of::<Settings>() == 16 + 16 + 4 + 28 + 4 + 64);
+    assert!(size_of::<ServiceName>() == 148 && size_of::<BackendName>() == 236);
+};

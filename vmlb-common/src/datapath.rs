@@ -1,0 +1,126 @@
+//! The stages in order, per hook. A stage decides or says [`Verdict::CONTINUE`]; what it learns stays in the tables, and
+//! the next stage reads the packet again: the BPF stack has 512 octets.
+//!
+//! Stages that are not inlined are BPF subprograms, which return numbers only.
+
+use crate::abi::Delivery;
+use crate::family::{Family, V4, V6};
+use crate::kernel::{Kernel, Step, Tables};
+use crate::packet::Packet;
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Ethernet, Ethertype};
+
+mod end;
+mod forward;
+mod gate;
+mod hop;
+mod inherited;
+mod open;
+mod reply;
+mod snat;
+pub mod sweep;
+mod translate;
+
+/// The ingress of an uplink: XDP, TC in its place, and TC beside it for packets that XDP deferred.
+#[inline(always)]
+pub fn uplink_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mut P, kernel: &K) -> Verdict {
+    let verdict = match ethertype(packet) {
+        Some(Ethertype::IPV4) => client_or_backend::<V4, P, K>(packet, kernel),
+        Some(Ethertype::IPV6) => client_or_backend::<V6, P, K>(packet, kernel),
+        _ => return Verdict::PASS,
+    };
+    conclude(packet, kernel, verdict)
+}
+
+/// The egress of an uplink (TC): replies of flows that this node's stack delivered (way 3); and resets of the stack's own
+/// that would kill a VM's connection.
+#[inline(always)]
+pub fn uplink_egress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mut P, kernel: &K) -> Verdict {
+    let verdict = match ethertype(packet) {
+        Some(Ethertype::IPV4) => leaving::<V4, P, K>(packet, kernel),
+        Some(Ethertype::IPV6) => leaving::<V6, P, K>(packet, kernel),
+        _ => return Verdict::PASS,
+    };
+    conclude(packet, kernel, verdict)
+}
+
+/// The ingress of a pod's host-side device (TC): replies of flows that went there with SNAT.
+#[inline(always)]
+pub fn pod_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mut P, kernel: &K) -> Verdict {
+    let verdict = match ethertype(packet) {
+        Some(Ethertype::IPV4) => local_reply::<V4, P, K>(packet, kernel, Delivery::DEVICE),
+        Some(Ethertype::IPV6) => local_reply::<V6, P, K>(packet, kernel, Delivery::DEVICE),
+        _ => return Verdict::PASS,
+    };
+    conclude(packet, kernel, verdict)
+}
+
+#[inline(always)]
+fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+    let entrance = gate::ingress::<F, P, K>(packet, kernel);
+    if entrance.verdict.is_final() {
+        return entrance.verdict;
+    }
+    if entrance.may_be_reply {
+        let verdict = Verdict::from_number(reply::remote::<F, P, K>(packet, kernel));
+        if verdict.is_final() || !entrance.may_be_request {
+            return verdict;
+        }
+    }
+    let verdict = Verdict::from_number(forward::established::<F, P, K>(packet, kernel));
+    if verdict.is_final() {
+        return verdict;
+    }
+    let verdict = Verdict::from_number(open::open::<F, P, K>(packet, kernel));
+    if verdict.is_final() {
+        return verdict;
+    }
+    let verdict = Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel));
+    if verdict.is_final() {
+        return verdict;
+    }
+    Verdict::from_number(forward::established::<F, P, K>(packet, kernel))
+}
+
+#[inline(always)]
+fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+    if gate::may_be_own_reset::<F, P, K>(packet, kernel) {
+        return Verdict::from_number(reply::own_reset::<F, P, K>(packet, kernel));
+    }
+    local_reply::<F, P, K>(packet, kernel, Delivery::STACK)
+}
+
+#[inline(always)]
+fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    delivery: Delivery,
+) -> Verdict {
+    let verdict = gate::from_pod::<F, P, K>(packet, kernel);
+    if verdict.is_final() {
+        return verdict;
+    }
+    Verdict::from_number(if delivery == Delivery::STACK {
+        reply::through_stack::<F, P, K>(packet, kernel)
+    } else {
+        reply::through_device::<F, P, K>(packet, kernel)
+    })
+}
+
+#[inline(always)]
+fn ethertype<P: Packet>(packet: &mut P) -> Option<Ethertype> {
+    packet.view::<Ethernet>().map(|ethernet| ethernet.ethertype)
+}
+
+/// Counts the reason; a packet that no stage wanted is the stack's.
+#[inline(always)]
+fn conclude<P: Packet, K: Kernel>(packet: &P, kernel: &K, verdict: Verdict) -> Verdict {
+    let verdict = if verdict.is_final() { verdict } else { Verdict::PASS };
+    if verdict.reason() != Reason::NONE {
+        kernel.count(verdict.reason());
+    }
+    if verdict != Verdict::PASS {
+        kernel.trace(packet, Step::VERDICT, verdict.number());
+    }
+    verdict
+}

@@ -1,0 +1,178 @@
+//! Requests of flows that are known: find the flow, find where its backend is now, translate, send.
+
+use crate::abi::{Delivery, DeviceFlags, Flow, FlowKey, Life, Reply, ReplyKey, Seen};
+use crate::checksum::Delta;
+use crate::family::{Address, Family};
+use crate::kernel::{Kernel, Refused, Stage, Step, Tables};
+use crate::live::Live;
+use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Protocol, TcpFlags, UdpHeader};
+
+use super::end;
+use super::hop::{self, Validity, Way};
+use super::translate::{End, Hops, translate};
+
+/// A request of a proved flow: the path of nearly every packet we serve.
+#[inline(never)]
+pub(super) fn established<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let key = flow_key::<F>(&frame.ip, &transport);
+    let Some(live) = kernel.flow(Stage::Established, &key) else {
+        return Verdict::CONTINUE.number();
+    };
+    kernel.trace(packet, Step::ESTABLISHED, live.backend());
+    request(packet, kernel, Stage::Established, &transport, &key, &live.copy(), live).number()
+}
+
+/// A request of a flow that is not proved yet. [`Verdict::CONTINUE`] where this packet proves it: the flow is in the other
+/// table then.
+#[inline(never)]
+pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let key = flow_key::<F>(&frame.ip, &transport);
+    let Some(live) = kernel.flow(Stage::Half, &key) else {
+        return Verdict::CONTINUE.number();
+    };
+    // The other side may have been evicted and its SNAT port given away, or this entry been given to another flow since
+    // the lookup: only a copy whose other side names this flow is believed.
+    let flow = live.copy();
+    let reply_key = flow.reply_key(key.protocol);
+    let reply = match kernel.reply(Stage::Half, &reply_key) {
+        Some(reply) if reply.flow() == key => reply,
+        _ => return Verdict::drop(Reason::FLOW_BUSY).number(),
+    };
+    kernel.trace(packet, Step::HALF_OPEN, flow.backend);
+    if proves(&transport, reply) && promote(packet, kernel, &key, &flow, &reply_key) != 0 {
+        // This entry is no more, and may be another flow's already.
+        return Verdict::CONTINUE.number();
+    }
+    request(packet, kernel, Stage::Half, &transport, &key, &flow, live).number()
+}
+
+/// Whether this request shows that the client has what the backend answered: for TCP an acknowledgment of the SYN-ACK's
+/// sequence number (a spoofed one guesses it once in 4,096), for UDP any packet after an answer.
+#[inline(always)]
+fn proves<A: Address>(transport: &Transport, reply: Live<'_, Reply<A>>) -> bool {
+    const AHEAD: u32 = 1 << 20;
+    if reply.flags().get() & Seen::ANSWERED == 0 {
+        return false;
+    }
+    let refused =
+        transport.flags.any(TcpFlags::SYN.with(TcpFlags::RST)) || !transport.flags.any(TcpFlags::ACK);
+    transport.protocol == Protocol::UDP
+        || !refused && transport.acknowledgment.wrapping_sub(reply.sequence().get()) < AHEAD
+}
+
+/// Moves both sides to the tables that nothing evicts. The new pair is whole before the old one goes, and a new flow
+/// checks both tables for its key, so that no moment leaves the tuple free.
+#[inline(never)]
+fn promote<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    key: &FlowKey<F::Address>,
+    flow: &Flow<F::Address>,
+    reply_key: &ReplyKey<F::Address>,
+) -> u32 {
+    let Some(live) = kernel.reply(Stage::Half, reply_key) else {
+        return 0;
+    };
+    let reply = Reply { life: Life::LIVE, ..live.copy() };
+    match kernel.add_reply(Stage::Established, reply_key, &reply) {
+        Ok(()) => {}
+        // Another CPU is at it.
+        Err(Refused::Exists) => return 0,
+        Err(Refused::Full) => {
+            kernel.count(Reason::TABLE_FULL_ESTABLISHED);
+            return 0;
+        }
+    }
+    if kernel.add_flow(Stage::Established, key, flow).is_err() {
+        kernel.remove_reply(Stage::Established, reply_key);
+        kernel.count(Reason::TABLE_FULL_ESTABLISHED);
+        return 0;
+    }
+    kernel.remove_flow(Stage::Half, key);
+    kernel.remove_reply(Stage::Half, reply_key);
+    kernel.trace(packet, Step::PROMOTED, flow.backend);
+    1
+}
+
+/// Translates and sends a request. `flow` is the copy to believe, `live` takes what the packet changes.
+#[inline(always)]
+fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    stage: Stage,
+    transport: &Transport,
+    key: &FlowKey<F::Address>,
+    flow: &Flow<F::Address>,
+    live: Live<'_, Flow<F::Address>>,
+) -> Verdict {
+    if !live.revive() {
+        return Verdict::drop(Reason::FLOW_BUSY);
+    }
+    let Some(backend) = kernel.backend(flow.backend) else {
+        return orphaned(kernel, stage, key);
+    };
+    let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
+        return Verdict::PASS;
+    };
+    live.seen().refresh(validity.now);
+    if transport.flags.any(end::MARKS)
+        && end::note_request(kernel, stage, transport.flags, key) == end::Outcome::REMOVED
+    {
+        return Verdict::CONTINUE;
+    }
+    let destination = End { address: &backend.address, port: flow.target_port };
+    let addresses = Delta::from_folded(flow.address_sum).with(backend.address.sum());
+    let verdict = if flow.delivery == Delivery::STACK {
+        let verdict =
+            translate::<F, P>(packet, transport.protocol, None, Some(&destination), addresses, Hops::Kept);
+        if verdict.is_final() { verdict } else { Verdict::DELIVER }
+    } else if flow.delivery == Delivery::DEVICE && P::SENDING == Sending::Frames {
+        Verdict::defer(Reason::POD_DEVICE)
+    } else if let Some(slot) = kernel.backend_hop(flow.backend) {
+        let wanted =
+            if flow.delivery == Delivery::REMOTE { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
+        let source = End { address: &flow.peer, port: flow.peer_port };
+        let way = Way { protocol: transport.protocol, source, destination, addresses, wanted };
+        hop::send(packet, kernel, &validity, slot, &way)
+    } else {
+        Verdict::drop(Reason::BACKEND_GONE)
+    };
+    if verdict.is_punt() {
+        // The flow is ours: the stack would answer a reset.
+        return Verdict::drop(verdict.reason());
+    }
+    if !verdict.is_defer() && !verdict.is_drop() {
+        kernel.account(flow.backend, |traffic| {
+            traffic.requests = traffic.requests.wrapping_add(1);
+            traffic.request_octets = traffic.request_octets.wrapping_add(u64::from(transport.octets));
+        });
+    }
+    verdict
+}
+
+/// The backend is gone: UDP moves to another at once, TCP cannot.
+#[inline(always)]
+fn orphaned<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    stage: Stage,
+    key: &FlowKey<F::Address>,
+) -> Verdict {
+    if key.protocol == Protocol::UDP.number() && end::remove(kernel, stage, key) == end::Outcome::REMOVED {
+        return Verdict::CONTINUE;
+    }
+    Verdict::drop(Reason::BACKEND_GONE)
+}

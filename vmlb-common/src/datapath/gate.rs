@@ -1,0 +1,108 @@
+//! Tells packets that cannot be ours, by bitmaps alone. Most traffic on a node ends here.
+
+use crate::abi::Gate;
+use crate::family::{Family, Header};
+use crate::kernel::{Kernel, Step};
+use crate::packet::{Frame, Packet};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Protocol, TcpFlags, TcpHeader, UdpHeader};
+
+/// What the gate knows of a packet that it let in.
+pub(super) struct Entrance {
+    pub(super) verdict: Verdict,
+    pub(super) may_be_reply: bool,
+    pub(super) may_be_request: bool,
+}
+
+impl Entrance {
+    const fn closed(verdict: Verdict) -> Self {
+        Self { verdict, may_be_reply: false, may_be_request: false }
+    }
+}
+
+#[inline(always)]
+fn is_set<K: Kernel>(kernel: &K, gate: Gate, bit: u16) -> bool {
+    kernel.gate(gate.entry(bit)) & Gate::mask(bit) != 0
+}
+
+/// From the wire: requests to frontends, replies to SNAT addresses.
+#[inline(always)]
+pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> Entrance {
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Entrance::closed(Verdict::PASS);
+    };
+    let ip = &frame.ip;
+    if !ip.is_version() {
+        return Entrance::closed(Verdict::PASS);
+    }
+    if !ip.is_plain() || ip.is_fragment() {
+        return Entrance::closed(Verdict::from_number(unservable::<F, K>(ip, kernel)));
+    }
+    let protocol = ip.protocol();
+    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+        return Entrance::closed(Verdict::PASS);
+    }
+    let port = frame.transport.destination.get();
+    let to_frontend = is_set(kernel, Gate::FRONTEND_PORTS, port);
+    let to_snat = is_set(kernel, Gate::SNAT_PORTS, port);
+    if !to_frontend && !to_snat {
+        return Entrance::closed(Verdict::PASS);
+    }
+    let address = Gate::hash(&ip.destination());
+    let may_be_request = to_frontend && is_set(kernel, Gate::FRONTEND_ADDRESSES, address);
+    let may_be_reply = to_snat && is_set(kernel, Gate::SNAT_ADDRESSES, address);
+    if !may_be_request && !may_be_reply {
+        return Entrance::closed(Verdict::PASS);
+    }
+    kernel.trace(packet, Step::GATE, u32::from(port));
+    Entrance { verdict: Verdict::CONTINUE, may_be_reply, may_be_request }
+}
+
+/// Fragments and headers with options to one of our addresses are counted; the stack gets them as they came.
+#[inline(never)]
+fn unservable<F: Family, K: Kernel>(ip: &F::Header, kernel: &K) -> u32 {
+    let address = Gate::hash(&ip.destination());
+    if !is_set(kernel, Gate::FRONTEND_ADDRESSES, address) && !is_set(kernel, Gate::SNAT_ADDRESSES, address) {
+        return Verdict::PASS.number();
+    }
+    Verdict::punt(if ip.is_plain() { Reason::FRAGMENT } else { Reason::OPTIONS }).number()
+}
+
+/// From this node's pods: packets that a target may have sent.
+#[inline(always)]
+pub(super) fn from_pod<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> Verdict {
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::PASS;
+    };
+    let ip = &frame.ip;
+    let protocol = ip.protocol();
+    let served = protocol == Protocol::TCP || protocol == Protocol::UDP;
+    if !ip.is_version() || !ip.is_plain() || ip.is_fragment() || !served {
+        return Verdict::PASS;
+    }
+    if !is_set(kernel, Gate::TARGET_PORTS, frame.transport.source.get())
+        || !is_set(kernel, Gate::LOCAL_PODS, Gate::hash(&ip.source()))
+    {
+        return Verdict::PASS;
+    }
+    Verdict::CONTINUE
+}
+
+/// From this node's own stack: a TCP reset from a SNAT address and port.
+#[inline(always)]
+pub(super) fn may_be_own_reset<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> bool {
+    if packet.entered_by() != 0 {
+        return false;
+    }
+    let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() else {
+        return false;
+    };
+    let ip = &frame.ip;
+    ip.is_version()
+        && ip.is_plain()
+        && !ip.is_fragment()
+        && ip.protocol() == Protocol::TCP
+        && frame.transport.flags().any(TcpFlags::RST)
+        && is_set(kernel, Gate::SNAT_PORTS, frame.transport.source.get())
+        && is_set(kernel, Gate::SNAT_ADDRESSES, Gate::hash(&ip.source()))
+}

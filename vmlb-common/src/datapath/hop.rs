@@ -1,0 +1,168 @@
+//! Next hops: asked of the FIB once, believed until the agent says that the network changed, or ten seconds.
+
+use crate::abi::{DeviceFlags, Hop};
+use crate::checksum::Delta;
+use crate::family::Family;
+use crate::kernel::{Kernel, Query, Route, Step, Tables};
+use crate::live::Slot;
+use crate::packet::{Packet, Sending};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::Protocol;
+
+use super::translate::{End, Hops, translate};
+
+/// How long a cached hop is believed, in seconds, if nobody raises the generation: the agent may be away.
+const BELIEVED: u32 = 10;
+
+/// What a cached hop must match.
+#[derive(Clone, Copy)]
+pub(super) struct Validity {
+    pub(super) stamp: u32,
+    pub(super) now: u32,
+    pub(super) oldest: u32,
+}
+
+impl Validity {
+    /// For hops that hold until the network changes, or the backend (`revision`).
+    #[inline(always)]
+    pub(super) fn new<P: Packet, K: Kernel>(kernel: &K, revision: u32) -> Option<Self> {
+        let settings = kernel.settings()?;
+        // What TC may use XDP may not (no MAC address, no transmission), so the two do not believe each other's hops.
+        let hook = match P::SENDING {
+            Sending::Frames => 0,
+            Sending::Packets => 0x8000_0000,
+        };
+        Some(Self {
+            stamp: settings.generation.wrapping_add(revision) & 0x7fff_ffff | hook,
+            now: kernel.now(),
+            oldest: settings.hz.wrapping_mul(BELIEVED),
+        })
+    }
+
+    /// Whether the cached hop may be believed.
+    #[inline(always)]
+    fn holds(&self, slot: Slot) -> bool {
+        slot.stamp() == self.stamp && self.now.wrapping_sub(slot.filled()) < self.oldest
+    }
+}
+
+/// Translates a packet and sends it by the cached hop, or by what the FIB says. Where the verdict is a punt or a
+/// deferral the packet is untouched.
+#[inline(always)]
+pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    validity: &Validity,
+    slot: Slot,
+    way: &Way<'_, F>,
+) -> Verdict {
+    if !validity.holds(slot) {
+        let verdict = Verdict::from_number(locate(packet, kernel, validity, slot, way));
+        if verdict.is_final() {
+            return verdict;
+        }
+        // Told here, not where the answer came: a log line there would be the deepest chain of calls.
+        kernel.trace(packet, Step::ROUTED, slot.ifindex());
+    }
+    let verdict = translate(
+        packet,
+        way.protocol,
+        Some(&way.source),
+        Some(&way.destination),
+        way.addresses,
+        Hops::Counted,
+    );
+    if verdict.is_final() {
+        return verdict;
+    }
+    packet.send(slot)
+}
+
+/// Where a packet is to go: both its ends after the translation, and the kind of device that may lead there.
+pub(super) struct Way<'a, F: Family> {
+    pub(super) protocol: Protocol,
+    pub(super) source: End<'a, F>,
+    pub(super) destination: End<'a, F>,
+    /// What the translation changes in the sum of both addresses.
+    pub(super) addresses: Delta,
+    /// A bit of [`DeviceFlags`].
+    pub(super) wanted: u32,
+}
+
+/// Asks the FIB, checks that this hook can send there, and fills `slot`; [`Verdict::CONTINUE`] when it is filled.
+#[inline(never)]
+fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    validity: &Validity,
+    slot: Slot,
+    way: &Way<'_, F>,
+) -> u32 {
+    let query = Query {
+        source: way.source.address,
+        destination: way.destination.address,
+        protocol: way.protocol.number(),
+    };
+    let mut hop =
+        Hop { stamp: validity.stamp, filled: validity.now, ifindex: 0, source: [0; 6], destination: [0; 6] };
+    let known = match kernel.route::<F>(packet.context(), packet.ifindex(), &query) {
+        Route::Found { ifindex, source, destination } => {
+            hop.ifindex = ifindex;
+            hop.source = source;
+            hop.destination = destination;
+            Neighbour::Known
+        }
+        Route::NoNeighbour { ifindex } => {
+            hop.ifindex = ifindex;
+            Neighbour::Unknown
+        }
+        Route::ForwardingOff => return Verdict::punt(Reason::FORWARDING_OFF).number(),
+        Route::None => return Verdict::punt(Reason::NO_ROUTE).number(),
+    };
+    let flags = device_flags(kernel, hop.ifindex);
+    if flags & way.wanted == 0 {
+        return Verdict::punt(Reason::FOREIGN_DEVICE).number();
+    }
+    if P::SENDING == Sending::Frames {
+        if flags & DeviceFlags::XDP_TRANSMIT == 0 {
+            return Verdict::defer(Reason::NO_TRANSMIT).number();
+        }
+        if known == Neighbour::Unknown {
+            return Verdict::defer(Reason::NEIGHBOUR).number();
+        }
+    }
+    slot.fill(hop);
+    Verdict::CONTINUE.number()
+}
+
+/// The device that the FIB names for `query`, or [`NOWHERE`] with the reason.
+#[inline(never)]
+pub(super) fn leaves_by<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    query: &Query<'_, F::Address>,
+) -> u32 {
+    match kernel.route::<F>(packet.context(), packet.ifindex(), query) {
+        Route::Found { ifindex, .. } | Route::NoNeighbour { ifindex } => ifindex & !NOWHERE,
+        Route::ForwardingOff => NOWHERE | Reason::FORWARDING_OFF.number(),
+        Route::None => NOWHERE | Reason::NO_ROUTE.number(),
+    }
+}
+
+/// Marks an answer of [`leaves_by`] that is a reason; interface indexes are positive `int`s.
+pub(super) const NOWHERE: u32 = 1 << 31;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Neighbour {
+    Known,
+    Unknown,
+}
+
+/// The flags of a device; none for one that is not ours.
+#[inline(always)]
+pub(super) fn device_flags<K: Kernel>(kernel: &K, ifindex: u32) -> u32 {
+    match kernel.device(ifindex) {
+        Some(device) => device.flags,
+        None => 0,
+    }
+}

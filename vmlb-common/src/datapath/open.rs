@@ -1,0 +1,214 @@
+//! New flows: which service, which backend, which way, and both sides of the flow made.
+
+use core::mem::MaybeUninit;
+
+use crate::abi::{
+    Backend, BackendFlags, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendKey, Plain, Reply, Seen,
+    Service, ServiceFlags, Target,
+};
+use crate::family::Family;
+use crate::flow::selection_hash;
+use crate::kernel::{Kernel, Query, Stage, Step, Tables};
+use crate::packet::{Frame, Packet, Transport, flow_key};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Protocol, TcpFlags, UdpHeader};
+
+use super::end;
+use super::hop::{NOWHERE, device_flags, leaves_by};
+use super::inherited::is_inherited;
+use super::snat::{self, Tuple};
+use super::translate::address_delta;
+
+/// Sees to it that a request has a flow. [`Verdict::CONTINUE`] when it has one.
+#[inline(never)]
+pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let now = kernel.now();
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let mut space = MaybeUninit::uninit();
+    let reply = Reply::<F::Address>::emptied(&mut space);
+    reply.flow = flow_key::<F>(&frame.ip, &transport);
+    if is_open(kernel, transport.flags, &reply.flow) {
+        return Verdict::CONTINUE.number();
+    }
+    reply.seen = now;
+    let Some(frontend) = frontend(kernel, &reply.flow) else {
+        return Verdict::PASS.number();
+    };
+    if transport.protocol == Protocol::TCP && !transport.flags.is_opening() {
+        return Verdict::punt(Reason::MID_FLOW).number();
+    }
+    if transport.protocol == Protocol::UDP && is_inherited::<F, P, K>(packet, kernel) {
+        return Verdict::punt(Reason::INHERITED).number();
+    }
+    let Some(service) = kernel.service(frontend.service) else {
+        return Verdict::PASS.number();
+    };
+    let hash = selection_hash(&reply.flow.client, &transport);
+    let Some(target) = choose(kernel, &service, hash) else {
+        return without_backend(&service).number();
+    };
+    let Some(backend) = kernel.backend(target.backend) else {
+        return without_backend(&service).number();
+    };
+    kernel.trace(packet, Step::CHOSEN, target.backend);
+    let mut space = MaybeUninit::uninit();
+    let flow = Flow::<F::Address>::emptied(&mut space);
+    flow.backend = target.backend;
+    flow.service = frontend.service;
+    flow.seen = now;
+    flow.peer = reply.flow.client;
+    flow.peer_port = transport.source_port;
+    flow.target_port = target.port;
+    flow.delivery = Delivery::REMOTE;
+    if backend.flags & BackendFlags::LOCAL != 0 {
+        let verdict = here(packet, kernel, &service, flow, reply);
+        if verdict.is_final() {
+            return verdict.number();
+        }
+    }
+    if flow.delivery != Delivery::STACK {
+        let verdict = translated(packet, kernel, backend, hash, flow, reply);
+        if verdict.is_final() {
+            return verdict.number();
+        }
+    }
+    if kernel.add_flow(Stage::Half, &reply.flow, flow).is_err() {
+        // Another CPU has just opened it; its reservation stands, ours goes, and the packet is found there.
+        kernel.remove_reply(Stage::Half, &flow.reply_key(reply.flow.protocol));
+        return Verdict::CONTINUE.number();
+    }
+    kernel.account(flow.backend, |traffic| traffic.opened = traffic.opened.wrapping_add(1));
+    kernel.trace(packet, Step::OPENED, u32::from(flow.peer_port));
+    Verdict::CONTINUE.number()
+}
+
+/// Whether the request has a half-open flow that can serve it. One that cannot is removed: its other side was evicted,
+/// its backend is gone (UDP moves to another), or TCP is done with it and a new connection comes from the same port.
+#[inline(never)]
+fn is_open<F: Family, K: Kernel + Tables<F>>(kernel: &K, flags: TcpFlags, key: &FlowKey<F::Address>) -> bool {
+    let Some(live) = kernel.flow(Stage::Half, key) else {
+        return false;
+    };
+    let reply_key = live.copy().reply_key(key.protocol);
+    let whole = match kernel.reply(Stage::Half, &reply_key) {
+        Some(reply) => reply.flow() == *key,
+        None => false,
+    };
+    let moves = key.protocol == Protocol::UDP.number() && kernel.backend(reply_key.backend).is_none();
+    let again = flags.is_opening() && Seen::is_closed(live.flags().get());
+    if whole && !moves && !again {
+        return true;
+    }
+    end::remove(kernel, Stage::Half, key);
+    false
+}
+
+#[inline(always)]
+fn frontend<F: Family, K: Kernel + Tables<F>>(kernel: &K, flow: &FlowKey<F::Address>) -> Option<Frontend> {
+    kernel.frontend(&FrontendKey {
+        address: flow.frontend,
+        port: flow.frontend_port,
+        protocol: flow.protocol,
+        pad: 0,
+    })
+}
+
+#[inline(always)]
+fn choose<K: Kernel>(kernel: &K, service: &Service, hash: u32) -> Option<Target> {
+    let selection = service.selection;
+    if selection.size == 0 {
+        return None;
+    }
+    let number = if service.flags & ServiceFlags::RANDOM != 0 { kernel.random() } else { hash };
+    kernel.slot(selection.offset.wrapping_add(number % selection.size))
+}
+
+#[inline(always)]
+fn without_backend(service: &Service) -> Verdict {
+    if service.flags & ServiceFlags::DROP_IF_EMPTY != 0 {
+        Verdict::drop(Reason::NO_LOCAL_BACKEND)
+    } else {
+        Verdict::punt(Reason::NO_BACKEND)
+    }
+}
+
+/// A backend on this node: by the stack with the client's address kept, if replies to the client will meet our egress
+/// program and no other frontend holds the tuple; else with SNAT by the pod's device. `flow.delivery` says which; with
+/// the stack both sides but the flow's own entry are made.
+#[inline(always)]
+fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    service: &Service,
+    flow: &mut Flow<F::Address>,
+    reply: &mut Reply<F::Address>,
+) -> Verdict {
+    let back = Query {
+        source: &reply.flow.frontend,
+        destination: &reply.flow.client,
+        protocol: reply.flow.protocol,
+    };
+    let ifindex = leaves_by::<F, P, K>(packet, kernel, &back);
+    if ifindex & NOWHERE != 0 {
+        return Verdict::punt(Reason::from_number(ifindex & !NOWHERE));
+    }
+    flow.delivery = Delivery::DEVICE;
+    if device_flags(kernel, ifindex) & DeviceFlags::UPLINK != 0 {
+        reply.delivery = Delivery::STACK;
+        flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
+        reply.address_sum = flow.address_sum;
+        let key = flow.reply_key(reply.flow.protocol);
+        let tuple = snat::reserve(kernel, &key, reply);
+        if tuple == Tuple::Reserved || tuple == Tuple::Closed && snat::take_over(kernel, &key, reply) {
+            flow.delivery = Delivery::STACK;
+        }
+    }
+    if flow.delivery == Delivery::DEVICE && service.flags & ServiceFlags::LOCAL != 0 {
+        return Verdict::punt(Reason::SOURCE_NOT_KEPT);
+    }
+    Verdict::CONTINUE
+}
+
+/// With SNAT, towards another node or into a pod's device, as `flow.delivery` says.
+#[inline(always)]
+fn translated<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    backend: &Backend<F::Address>,
+    hash: u32,
+    flow: &mut Flow<F::Address>,
+    reply: &mut Reply<F::Address>,
+) -> Verdict {
+    let there =
+        Query { source: &reply.flow.frontend, destination: &backend.address, protocol: reply.flow.protocol };
+    let ifindex = leaves_by::<F, P, K>(packet, kernel, &there);
+    if ifindex & NOWHERE != 0 {
+        return Verdict::punt(Reason::from_number(ifindex & !NOWHERE));
+    }
+    let remote = flow.delivery == Delivery::REMOTE;
+    let wanted = if remote { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
+    if device_flags(kernel, ifindex) & wanted == 0 {
+        return Verdict::punt(Reason::FOREIGN_DEVICE);
+    }
+    // A pod's device need not have an address; the one that clients reach this node by serves.
+    let Some(from) = kernel.device(if remote { ifindex } else { packet.ifindex() }) else {
+        return Verdict::punt(Reason::NO_SNAT_ADDRESS);
+    };
+    flow.peer = *kernel.snat_address(from);
+    if flow.peer == F::Address::default() {
+        return Verdict::punt(Reason::NO_SNAT_ADDRESS);
+    }
+    reply.delivery = flow.delivery;
+    flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
+    reply.address_sum = flow.address_sum;
+    if snat::reserve_port(kernel, hash, flow, reply) {
+        Verdict::CONTINUE
+    } else {
+        Verdict::drop(Reason::SNAT_EXHAUSTED)
+    }
+}

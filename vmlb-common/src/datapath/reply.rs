@@ -1,0 +1,202 @@
+//! Replies of backends: matched by the backend's identity, the frontend put back as their source.
+
+use crate::abi::{Delivery, DeviceFlags, FlowKey, Reply, ReplyKey, Seen, TargetKey};
+use crate::checksum::{Delta, Sum};
+use crate::family::{Address, Family, Header};
+use crate::kernel::{Ends, Kernel, Stage, Step, Tables};
+use crate::live::Live;
+use crate::packet::{Frame, Packet, Transport};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Protocol, TcpFlags, UdpHeader};
+
+use super::end;
+use super::hop::{self, Validity, Way};
+use super::translate::{End, Hops, translate};
+
+/// From another node, to an address we SNATed from (way 5).
+#[inline(never)]
+pub(super) fn remote<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    reversed::<F, P, K>(packet, kernel, Delivery::REMOTE).number()
+}
+
+/// From a pod of this node, to an address we SNATed from.
+#[inline(never)]
+pub(super) fn through_device<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    reversed::<F, P, K>(packet, kernel, Delivery::DEVICE).number()
+}
+
+/// From a pod of this node, through the stack, on the way out to the client (way 3).
+#[inline(never)]
+pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::PASS.number();
+    };
+    let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
+        return Verdict::PASS.number();
+    };
+    if found.live.delivery() != Delivery::STACK {
+        return Verdict::PASS.number();
+    }
+    if !found.live.revive() {
+        return Verdict::drop(Reason::FLOW_BUSY).number();
+    }
+    found.live.seen().refresh(kernel.now());
+    note(kernel, &transport, &found);
+    let frontend = End { address: &found.flow.frontend, port: found.flow.frontend_port };
+    let verdict =
+        translate::<F, P>(packet, transport.protocol, Some(&frontend), None, found.addresses(), Hops::Kept);
+    if verdict.is_final() {
+        return verdict.number();
+    }
+    account(kernel, &transport, &found);
+    Verdict::DELIVER.number()
+}
+
+/// A reply that was matched.
+struct Found<'a, F: Family> {
+    stage: Stage,
+    backend: u32,
+    /// The share of the pod's address in a checksum.
+    pod: Sum,
+    live: Live<'a, Reply<F::Address>>,
+    flow: FlowKey<F::Address>,
+}
+
+impl<F: Family> Found<'_, F> {
+    /// What the reverse translation changes in the sum of both addresses: the opposite of what a request undergoes.
+    #[inline(always)]
+    fn addresses(&self) -> Delta {
+        Delta::from_folded(self.live.address_sum()).with(self.pod).inverse()
+    }
+}
+
+#[inline(always)]
+fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &'a K,
+    transport: &Transport,
+) -> Option<Found<'a, F>> {
+    let ip = &packet.view::<Frame<F::Header, UdpHeader>>()?.ip;
+    let address = ip.source();
+    let mut key = ReplyKey {
+        backend: 0,
+        peer: ip.destination(),
+        target_port: transport.source_port,
+        peer_port: transport.destination_port,
+        protocol: transport.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    };
+    let backend = kernel.pod(&address)?.backend;
+    key.backend = backend;
+    let pod = address.sum();
+    // One copy for both tables: where two paths meet with an address in hand, LLVM takes it apart into octets.
+    let (stage, live) = match kernel.reply(Stage::Established, &key) {
+        Some(live) => (Stage::Established, live),
+        None => (Stage::Half, kernel.reply(Stage::Half, &key)?),
+    };
+    let flow = live.flow();
+    // The half-open table gives entries away under our hands; what was copied counts if the key still leads to an entry
+    // that says the same.
+    if stage == Stage::Half && kernel.reply(Stage::Half, &key)?.flow() != flow {
+        return None;
+    }
+    kernel.trace(packet, Step::REPLY, backend);
+    Some(Found { stage, backend, pod, live, flow })
+}
+
+/// Both rewrites undone, and out to the client.
+#[inline(always)]
+fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    delivery: Delivery,
+) -> Verdict {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::drop(Reason::MALFORMED);
+    };
+    let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
+        return Verdict::CONTINUE;
+    };
+    if found.live.delivery() != delivery {
+        return Verdict::PASS;
+    }
+    if !found.live.revive() {
+        return Verdict::drop(Reason::FLOW_BUSY);
+    }
+    let Some(validity) = Validity::new::<P, K>(kernel, 0) else {
+        return Verdict::PASS;
+    };
+    found.live.seen().refresh(validity.now);
+    note(kernel, &transport, &found);
+    let way = Way {
+        protocol: transport.protocol,
+        source: End { address: &found.flow.frontend, port: found.flow.frontend_port },
+        destination: End { address: &found.flow.client, port: found.flow.client_port },
+        addresses: found.addresses(),
+        wanted: DeviceFlags::UPLINK,
+    };
+    let verdict = hop::send(packet, kernel, &validity, found.live.hop(), &way);
+    if verdict.is_punt() {
+        // The node's stack has no connection of this tuple and would reset the VM's.
+        return Verdict::drop(verdict.reason());
+    }
+    if !verdict.is_defer() && !verdict.is_drop() {
+        account(kernel, &transport, &found);
+    }
+    verdict
+}
+
+/// Notes what the reply proves or ends.
+#[inline(always)]
+fn note<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, found: &Found<'_, F>) {
+    if found.stage == Stage::Half && found.live.flags().get() & Seen::ANSWERED == 0 {
+        let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
+        if transport.protocol == Protocol::UDP {
+            found.live.flags().insert(Seen::ANSWERED);
+        } else if transport.flags.0 & syn_ack.0 == syn_ack.0 {
+            found.live.sequence().set(transport.sequence.wrapping_add(1));
+            found.live.flags().insert(Seen::ANSWERED);
+        }
+    }
+    if transport.flags.any(TcpFlags::FIN.with(TcpFlags::RST)) {
+        end::note_reply(kernel, found.stage, transport.flags, found.live);
+    }
+}
+
+#[inline(always)]
+fn account<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, found: &Found<'_, F>) {
+    kernel.account(found.backend, |traffic| {
+        traffic.replies = traffic.replies.wrapping_add(1);
+        traffic.reply_octets = traffic.reply_octets.wrapping_add(u64::from(transport.octets));
+    });
+}
+
+/// A reset that this node's stack answers to a target from one of our SNAT ports. Such a packet of a target's had no flow
+/// here and went to the stack, because it could have been kube-proxy's (which masquerades to any port); the stack that
+/// knows nothing of it either must not kill the VM's connection.
+#[inline(never)]
+pub(super) fn own_reset<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::PASS.number();
+    };
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::PASS.number();
+    };
+    // As the packet that is answered had them.
+    let ends = Ends {
+        source: frame.ip.destination(),
+        destination: frame.ip.source(),
+        source_port: transport.destination_port,
+        destination_port: transport.source_port,
+    };
+    let Some(pod) = kernel.pod(&ends.source) else {
+        return Verdict::PASS.number();
+    };
+    let target =
+        TargetKey { backend: pod.backend, port: ends.source_port, protocol: Protocol::TCP.number(), pad: 0 };
+    if !kernel.is_target(&target) || kernel.has_socket::<F>(packet.context(), transport.protocol, &ends) {
+        return Verdict::PASS.number();
+    }
+    Verdict::drop(Reason::OWN_RESET).number()
+}

@@ -1,0 +1,296 @@
+//! IPv4 and IPv6 as one sealed trait. This is the only file that knows one family from the other.
+
+use crate::checksum::{Delta, Sum};
+use crate::wire::{Be16, Ethertype, Ipv4Header, Ipv6Header, Protocol, Wire};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::V4 {}
+    impl Sealed for super::V6 {}
+}
+
+/// An IPv4 address as it stands in the maps: network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(4))]
+pub struct Address4 {
+    /// The four octets, most significant first.
+    pub octets: [u8; 4],
+}
+
+/// An IPv6 address as it stands in the maps: network byte order.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct Address6 {
+    /// The sixteen octets, most significant first.
+    pub octets: [u8; 16],
+}
+
+// By words: LLVM would compare the array octet by octet, through the BPF stack.
+impl PartialEq for Address6 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+impl core::hash::Hash for Address6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.octets.hash(state);
+    }
+}
+
+/// What the datapath asks of an address besides equality.
+pub trait Address: Copy + Eq + Default + core::fmt::Debug + 'static {
+    /// The address folded to 32 bits, for hashes; not secret, not collision free.
+    fn fold(&self) -> u32;
+    /// The ones' complement sum of the address's 16-bit words.
+    fn sum(&self) -> Sum;
+}
+
+impl Address for Address4 {
+    #[inline(always)]
+    fn fold(&self) -> u32 {
+        u32::from_ne_bytes(self.octets)
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        let word = self.fold();
+        Sum::ZERO.add(word & 0xffff).add(word >> 16)
+    }
+}
+
+impl Address6 {
+    /// The address as four 32-bit words in memory order (the bytes stay in network order).
+    #[inline(always)]
+    const fn words(&self) -> [u32; 4] {
+        // SAFETY: sixteen octets, aligned to four by the type; every bit pattern is a number.
+        unsafe { *(&raw const self.octets).cast() }
+    }
+}
+
+impl Address for Address6 {
+    #[inline(always)]
+    fn fold(&self) -> u32 {
+        // Multiplied by distinct odd constants so that swapped words do not fold alike.
+        let [a, b, c, d] = self.words();
+        a.wrapping_mul(0x9e37_79b1)
+            ^ b.wrapping_mul(0x85eb_ca77)
+            ^ c.wrapping_mul(0xc2b2_ae3d)
+            ^ d.wrapping_mul(0x27d4_eb2f)
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        let [a, b, c, d] = self.words();
+        Sum::ZERO
+            .add(a & 0xffff)
+            .add(a >> 16)
+            .add(b & 0xffff)
+            .add(b >> 16)
+            .add(c & 0xffff)
+            .add(c >> 16)
+            .add(d & 0xffff)
+            .add(d >> 16)
+    }
+}
+
+/// Marks IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// Marks IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+/// What the one datapath needs of an IP version.
+pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
+    /// The address as the maps hold it.
+    type Address: Address;
+    /// The fixed header on the wire; no options, no extension headers.
+    type Header: Header<Address = Self::Address> + Wire;
+    /// The EtherType that announces it.
+    const ETHERTYPE: Ethertype;
+    /// 4 or 6.
+    const VERSION: u8;
+    /// Whether a UDP checksum of zero means "none" (RFC 768) or is not legal (RFC 8200 section 8.1).
+    const UDP_CHECKSUM_OPTIONAL: bool;
+}
+
+/// The fixed IP header, by the names both families share.
+pub trait Header: Copy + 'static {
+    /// The address type of this family.
+    type Address: Address;
+    /// Source address.
+    fn source(&self) -> Self::Address;
+    /// Destination address.
+    fn destination(&self) -> Self::Address;
+    /// Writes the source address; the checksum is the caller's.
+    fn set_source(&mut self, to: &Self::Address);
+    /// Writes the destination address; the checksum is the caller's.
+    fn set_destination(&mut self, to: &Self::Address);
+    /// The protocol of what follows the fixed header.
+    fn protocol(&self) -> Protocol;
+    /// Whether version and header length say "fixed header and nothing else".
+    fn is_plain(&self) -> bool;
+    /// Whether the version field is this family's.
+    fn is_version(&self) -> bool;
+    /// Whether the packet is a fragment (first or later).
+    fn is_fragment(&self) -> bool;
+    /// Octets after the fixed header, as the header claims; wraps below zero for a lying IPv4 length.
+    fn payload_length(&self) -> u32;
+    /// Hops left.
+    fn ttl(&self) -> u8;
+    /// Takes one hop off; returns the change for the header's own checksum.
+    fn decrement_ttl(&mut self) -> Delta;
+    /// Applies `delta` to the header's own checksum, if it has one.
+    fn fix_checksum(&mut self, delta: Delta);
+}
+
+impl Family for V4 {
+    type Address = Address4;
+    type Header = Ipv4Header;
+    const ETHERTYPE: Ethertype = Ethertype::IPV4;
+    const VERSION: u8 = 4;
+    const UDP_CHECKSUM_OPTIONAL: bool = true;
+}
+
+impl Family for V6 {
+    type Address = Address6;
+    type Header = Ipv6Header;
+    const ETHERTYPE: Ethertype = Ethertype::IPV6;
+    const VERSION: u8 = 6;
+    const UDP_CHECKSUM_OPTIONAL: bool = false;
+}
+
+impl Header for Ipv4Header {
+    type Address = Address4;
+
+    #[inline(always)]
+    fn source(&self) -> Address4 {
+        Address4 { octets: Be16::octets2(self.source) }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address4 {
+        Address4 { octets: Be16::octets2(self.destination) }
+    }
+
+    #[inline(always)]
+    fn set_source(&mut self, to: &Address4) {
+        self.source = Be16::words2(to.octets);
+    }
+
+    #[inline(always)]
+    fn set_destination(&mut self, to: &Address4) {
+        self.destination = Be16::words2(to.octets);
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Protocol {
+        Protocol::new(self.ttl_protocol.low())
+    }
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.version_tos.high() == 0x45
+    }
+
+    #[inline(always)]
+    fn is_version(&self) -> bool {
+        self.version_tos.high() >> 4 == 4
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        // RFC 791: more-fragments bit and a 13-bit offset; "don't fragment" is not among them.
+        self.fragment.get() & 0x3fff != 0
+    }
+
+    #[inline(always)]
+    fn payload_length(&self) -> u32 {
+        u32::from(self.total_length.get()).wrapping_sub(20)
+    }
+
+    #[inline(always)]
+    fn ttl(&self) -> u8 {
+        self.ttl_protocol.high()
+    }
+
+    #[inline(always)]
+    fn decrement_ttl(&mut self) -> Delta {
+        let old = self.ttl_protocol;
+        self.ttl_protocol = Be16::new(old.get().wrapping_sub(0x0100));
+        Delta::ZERO.word(old, self.ttl_protocol)
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&mut self, delta: Delta) {
+        self.checksum = delta.apply(self.checksum);
+    }
+}
+
+impl Header for Ipv6Header {
+    type Address = Address6;
+
+    #[inline(always)]
+    fn source(&self) -> Address6 {
+        Address6 { octets: Be16::octets8(self.source) }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address6 {
+        Address6 { octets: Be16::octets8(self.destination) }
+    }
+
+    #[inline(always)]
+    fn set_source(&mut self, to: &Address6) {
+        self.source = Be16::words8(to.octets);
+    }
+
+    #[inline(always)]
+    fn set_destination(&mut self, to: &Address6) {
+        self.destination = Be16::words8(to.octets);
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Protocol {
+        Protocol::new(self.next_hop_limit.high())
+    }
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        // Extension headers announce themselves as a protocol we do not serve.
+        self.is_version()
+    }
+
+    #[inline(always)]
+    fn is_version(&self) -> bool {
+        self.version_class.high() >> 4 == 6
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        self.protocol() == Protocol::IPV6_FRAGMENT
+    }
+
+    #[inline(always)]
+    fn payload_length(&self) -> u32 {
+        u32::from(self.payload_length.get())
+    }
+
+    #[inline(always)]
+    fn ttl(&self) -> u8 {
+        self.next_hop_limit.low()
+    }
+
+    #[inline(always)]
+    fn decrement_ttl(&mut self) -> Delta {
+        self.next_hop_limit = Be16::new(self.next_hop_limit.get().wrapping_sub(1));
+        Delta::ZERO
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&mut self, _delta: Delta) {}
+}

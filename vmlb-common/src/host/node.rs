@@ -1,0 +1,318 @@
+//! The node: what exists once, whatever the family, and the knobs that a kernel does not offer.
+
+use core::any::Any;
+use core::cell::{Cell, RefCell};
+use core::ffi::c_void;
+use std::boxed::Box;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::vec::Vec;
+
+use crate::abi::{Device, Gate, Service, Settings, Target, TargetKey, Traffic};
+use crate::family::{Address, Address4, Address6, Family, V4, V6};
+use crate::kernel::{Ends, Kernel, Query, Route, Search, Step};
+use crate::packet::Packet;
+use crate::verdict::Reason;
+use crate::wire::Protocol;
+
+use super::HostFamily;
+use super::fib::Question;
+use super::tables::Side;
+
+/// How many entries the tables are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Established flows, per family.
+    pub flows: u32,
+    /// Half-open flows, per family.
+    pub half_flows: u32,
+    /// Connections that the stack carries, per family.
+    pub inherited: u32,
+    /// Backends.
+    pub backends: u32,
+    /// Services.
+    pub services: u32,
+    /// Slots of all selection tables together.
+    pub slots: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            flows: 65_536,
+            half_flows: 65_536,
+            inherited: 65_536,
+            backends: 16_384,
+            services: 16_384,
+            slots: 1 << 20,
+        }
+    }
+}
+
+/// A socket of the node's own that takes packets for an address and port from anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Socket {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Address it is bound to.
+    pub address: IpAddr,
+    /// Port it is bound to.
+    pub port: u16,
+}
+
+/// What packets have cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// Reads of the gate's bitmaps.
+    pub gate: u64,
+    /// Lookups, insertions and removals in any other table, `settings` excepted.
+    pub tables: u64,
+    /// Questions to the FIB.
+    pub fib: u64,
+    /// Searches for a socket.
+    pub sockets: u64,
+}
+
+type Fib = Box<dyn Fn(&Question) -> Route>;
+
+/// A node, with all its tables, over collections. One thread's.
+pub struct Node {
+    capacities: Capacities,
+    settings: Option<Settings>,
+    gate: Vec<u64>,
+    devices: BTreeMap<u32, Device>,
+    services: BTreeMap<u32, Service>,
+    slots: BTreeMap<u32, Target>,
+    targets: BTreeSet<TargetKey>,
+    pub(super) v4: Side<Address4>,
+    pub(super) v6: Side<Address6>,
+    fib: Fib,
+    sockets: BTreeSet<Socket>,
+    now: Cell<u32>,
+    dice: Cell<u32>,
+    lookups: Cell<Lookups>,
+    reasons: RefCell<BTreeMap<Reason, u64>>,
+    traffic: RefCell<BTreeMap<u32, Traffic>>,
+    trace: RefCell<Vec<(Step, u32)>>,
+}
+
+impl core::fmt::Debug for Node {
+    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        out.debug_struct("Node").field("v4", &self.v4).field("v6", &self.v6).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// A node that serves nothing yet and has no route.
+    #[must_use]
+    pub fn new(capacities: Capacities) -> Self {
+        Self {
+            capacities,
+            settings: None,
+            gate: std::vec![0; Gate::ENTRIES as usize],
+            devices: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            targets: BTreeSet::new(),
+            v4: Side::new(&capacities),
+            v6: Side::new(&capacities),
+            fib: Box::new(|_| Route::None),
+            sockets: BTreeSet::new(),
+            now: Cell::new(0),
+            dice: Cell::new(0),
+            lookups: Cell::default(),
+            reasons: RefCell::default(),
+            traffic: RefCell::default(),
+            trace: RefCell::default(),
+        }
+    }
+
+    /// Entries the tables were made for.
+    pub fn capacities(&self) -> &Capacities {
+        &self.capacities
+    }
+
+    /// Writes the settings.
+    pub fn set_settings(&mut self, to: Settings) {
+        self.settings = Some(to);
+    }
+
+    /// Sets one bit of the gate.
+    pub fn open_gate(&mut self, gate: Gate, bit: u16) {
+        if let Some(entry) = self.gate.get_mut(gate.entry(bit) as usize) {
+            *entry |= Gate::mask(bit);
+        }
+    }
+
+    /// Writes one entry of the gate; entries past its end are nobody's.
+    pub fn set_gate(&mut self, entry: u32, to: u64) {
+        if let Some(place) = self.gate.get_mut(entry as usize) {
+            *place = to;
+        }
+    }
+
+    /// Writes or, with `None`, removes a device.
+    pub fn set_device(&mut self, ifindex: u32, to: Option<Device>) {
+        match to {
+            Some(device) => self.devices.insert(ifindex, device),
+            None => self.devices.remove(&ifindex),
+        };
+    }
+
+    /// Writes a service.
+    pub fn set_service(&mut self, id: u32, to: Service) {
+        self.services.insert(id, to);
+    }
+
+    /// Writes one entry of a selection table.
+    pub fn set_slot(&mut self, index: u32, to: Target) {
+        self.slots.insert(index, to);
+    }
+
+    /// Adds a target that services select.
+    pub fn add_target(&mut self, key: TargetKey) {
+        self.targets.insert(key);
+    }
+
+    /// Who answers questions of routing from now on.
+    pub fn set_fib(&mut self, fib: impl Fn(&Question) -> Route + 'static) {
+        self.fib = Box::new(fib);
+    }
+
+    /// Adds a socket of the node's own.
+    pub fn add_socket(&mut self, socket: Socket) {
+        self.sockets.insert(socket);
+    }
+
+    /// Sets the clock, in jiffies.
+    pub fn set_clock(&self, jiffies: u32) {
+        self.now.set(jiffies);
+    }
+
+    /// Sets what the dice show from now on.
+    pub fn set_dice(&self, number: u32) {
+        self.dice.set(number);
+    }
+
+    /// Packets counted under a reason so far.
+    pub fn counted(&self, reason: Reason) -> u64 {
+        self.reasons.borrow().get(&reason).copied().unwrap_or(0)
+    }
+
+    /// A backend's traffic so far.
+    pub fn traffic(&self, backend: u32) -> Traffic {
+        self.traffic.borrow().get(&backend).copied().unwrap_or_default()
+    }
+
+    /// Lookups so far.
+    pub fn lookups(&self) -> Lookups {
+        self.lookups.get()
+    }
+
+    /// The steps told since the last call, with their details.
+    pub fn take_trace(&self) -> Vec<(Step, u32)> {
+        self.trace.take()
+    }
+
+    pub(super) fn looked_up(&self) {
+        self.note(|lookups| lookups.tables += 1);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Lookups)) {
+        let mut lookups = self.lookups.get();
+        change(&mut lookups);
+        self.lookups.set(lookups);
+    }
+}
+
+/// The address of either family, for those who know neither.
+fn ip<A: Address>(address: &A) -> IpAddr {
+    let any: &dyn Any = address;
+    match (any.downcast_ref::<Address4>(), any.downcast_ref::<Address6>()) {
+        (Some(v4), _) => V4::to_ip(v4),
+        (_, Some(v6)) => V6::to_ip(v6),
+        _ => unreachable!("the family trait is sealed"),
+    }
+}
+
+impl Kernel for Node {
+    fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref().filter(|settings| settings.version != 0)
+    }
+
+    fn gate(&self, entry: u32) -> u64 {
+        self.note(|lookups| lookups.gate += 1);
+        self.gate.get(entry as usize).copied().unwrap_or(0)
+    }
+
+    fn device(&self, ifindex: u32) -> Option<&Device> {
+        self.looked_up();
+        self.devices.get(&ifindex)
+    }
+
+    fn service(&self, id: u32) -> Option<Service> {
+        self.looked_up();
+        (id < self.capacities.services).then(|| self.services.get(&id).copied().unwrap_or_default())
+    }
+
+    fn slot(&self, index: u32) -> Option<Target> {
+        self.looked_up();
+        (index < self.capacities.slots).then(|| self.slots.get(&index).copied().unwrap_or_default())
+    }
+
+    fn is_target(&self, key: &TargetKey) -> bool {
+        self.looked_up();
+        self.targets.contains(key)
+    }
+
+    fn account(&self, backend: u32, add: impl FnOnce(&mut Traffic)) {
+        if backend < self.capacities.backends {
+            add(self.traffic.borrow_mut().entry(backend).or_default());
+        }
+    }
+
+    fn count(&self, reason: Reason) {
+        *self.reasons.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        self.dice.get()
+    }
+
+    fn route<F: Family>(&self, _context: *mut c_void, ifindex: u32, query: &Query<'_, F::Address>) -> Route {
+        self.note(|lookups| lookups.fib += 1);
+        (self.fib)(&Question {
+            device: ifindex,
+            source: ip(query.source),
+            destination: ip(query.destination),
+            protocol: query.protocol,
+        })
+    }
+
+    fn has_socket<F: Family>(
+        &self,
+        _context: *mut c_void,
+        protocol: Protocol,
+        ends: &Ends<F::Address>,
+    ) -> bool {
+        self.note(|lookups| lookups.sockets += 1);
+        let (address, port) = (ip(&ends.destination), ends.destination_port);
+        self.sockets.contains(&Socket { protocol, address, port })
+    }
+
+    fn search<S: Search<Self>>(&self, count: u32, search: &mut S) {
+        for number in 0..count {
+            if search.step(self, number) {
+                return;
+            }
+        }
+    }
+
+    fn trace<P: Packet>(&self, _packet: &P, step: Step, detail: u32) {
+        self.trace.borrow_mut().push((step, detail));
+    }
+}

@@ -1,0 +1,100 @@
+//! The datapath of vmlb and the ABI of its maps. This page is the architecture document.
+//!
+//! # What vmlb is
+//!
+//! A packet load balancer on every node of a Kubernetes cluster that runs virtual machines (KubeVirt). A Service's
+//! frontends (node ports, load-balancer addresses) are translated to the pods that carry the VMs before the node's
+//! network stack sees the packet: by XDP where the driver has it, at TC ingress elsewhere. The agent (`vmlb-agent`)
+//! fills the maps from Kubernetes objects; the programs (`vmlb-ebpf`) are this crate, compiled for BPF.
+//!
+//! This crate is compiled twice from one source: into the BPF object, and natively for tests and `vmlb explain`. It
+//! knows packets and tables as traits ([`packet::Packet`], [`kernel::Kernel`], [`kernel::Tables`]), and IPv4 from IPv6
+//! only in [`family`].
+//!
+//! # Words
+//!
+//! *Uplink*: a device by which clients and other nodes reach the node. *Frontend*: address, port and protocol that a
+//! client uses. *Backend*: a VM (or a plain pod) by an id, with its present address. *Target*: a backend and a port.
+//! *Flow*: both directions of a connection, named by target, not by pod address, so that a VM may move. *Punt*: to give
+//! a packet to the stack on purpose. *Defer*: to give it to the TC program behind XDP.
+//!
+//! # A packet's ways
+//!
+//! | | packet | what happens | where |
+//! |-|-|-|-|
+//! | 1 | not ours | passes, after at most four bitmap loads | XDP |
+//! | 2 | to a frontend, backend here | DNAT, source kept, to the stack ([`abi::Delivery::STACK`]) | XDP |
+//! | 3 | reply of 2 | source rewritten to the frontend | TC egress of the uplink |
+//! | 4 | to a frontend, backend elsewhere | DNAT and SNAT, sent by the FIB's next hop ([`abi::Delivery::REMOTE`]) | XDP |
+//! | 5 | reply of 4 | both undone, sent to the client | XDP |
+//! | – | to a frontend, backend here, but its reply would miss our egress program or its tuple is another flow's | DNAT and SNAT into the pod's device ([`abi::Delivery::DEVICE`]), undone at that device's TC ingress | TC |
+//! | 9 | frontend without a usable backend | dropped where policy Local says so, else the stack's | XDP |
+//! | 10 | device without XDP | the same stages at TC ingress | TC |
+//!
+//! What XDP cannot send itself (next hop's MAC address unknown, device that XDP cannot send through, a pod's device) it
+//! passes untouched with a mark in the packet's metadata; TC ingress of the same device runs the same stages and sends by
+//! `bpf_redirect_neigh`. A packet that carries the node's own address as source never enters the stack: the kernel would
+//! drop it as a martian.
+//!
+//! # The stages
+//!
+//! [`datapath`] has them in order. *Gate*: bitmaps tell most foreign packets. *Reply*: a packet to a SNAT address.
+//! *Established*: a request of a proved flow. *Open*: sees to it that a request has a flow. *Half-open*: a request of a
+//! flow not proved yet, and its proof. A stage decides ([`verdict::Verdict`]) or lets the next one; state is in tables,
+//! not in arguments, because the BPF stack has 512 octets along a chain of calls.
+//!
+//! # Flows
+//!
+//! A flow is a pair of entries: [`abi::Flow`] by the client's tuple, [`abi::Reply`] by the backend's. Each direction
+//! writes its own entry; FIN and RST are noted on both. New pairs are made in LRU tables (`half_*`), and move to plain
+//! hash tables when both directions are proved: TCP by the client's acknowledgment of the SYN-ACK's sequence number, UDP
+//! by a request after an answer. A flood of new flows evicts new flows only.
+//!
+//! The reply's key is the reservation of its tuple: it is made only where neither table holds it, first in the half-open
+//! table and then looked for in the other, while promotion makes the new pair before it removes the old one. So no tuple
+//! towards a backend is ever shared, and with SNAT a port is found by a search from a secret start, the client's own port
+//! first, that of a closed flow last.
+//!
+//! Ageing runs in the kernel ([`datapath::sweep`]): one pass marks idle pairs, a later one claims both sides by
+//! compare-and-swap and removes them; a packet in between takes the mark back.
+//!
+//! # Next hops
+//!
+//! The FIB is asked once a flow and direction. Requests cache the hop per backend and CPU, replies in their entry. A hop
+//! holds while [`abi::Settings::generation`] (raised by the agent with every change of routes, neighbours and links) and
+//! the backend's revision stand, and for ten seconds at most, in case no agent is there to raise anything.
+//!
+//! # Checksums
+//!
+//! Only differences ([`checksum`]): a flow keeps what its translation changes in the sum of both addresses
+//! ([`abi::Flow::address_sum`]), a packet adds its ports and, over IPv4, the hop count. XDP and host buffers do the
+//! arithmetic in the packet, TC by the helpers that know of partial checksums.
+//!
+//! # Order of writes
+//!
+//! The agent writes backends, pods and targets, then slots, then the service that points at them (one 8-byte store),
+//! then frontends, and removes in reverse. Slots are slices of one array; a slice is not written again while packets may
+//! still read it.
+//!
+//! # Rust for BPF
+//!
+//! What building this taught: addresses go from packet to key in one expression, and by reference afterwards, else LLVM
+//! moves them octet by octet through the stack; large empty values are made in place, word by word
+//! ([`abi::Plain`]), else LLVM calls `memset`, a loop over octets; `ctx->data` is read volatile in one place; bounded
+//! searches go through `bpf_loop` ([`kernel::Kernel::search`]), else the verifier walks every turn; compare-and-swap is
+//! one line of assembly, because rustc says that the target has none.
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod abi;
+pub mod checksum;
+pub mod datapath;
+pub mod family;
+pub mod flow;
+#[cfg(feature = "host")]
+pub mod host;
+pub mod kernel;
+pub mod live;
+pub mod packet;
+pub mod verdict;
+pub mod wire;

@@ -1,0 +1,179 @@
+//! The packet as the datapath sees it: typed views from the start of the frame, and the few operations that differ
+//! between XDP, TC and a buffer on the host.
+
+use crate::abi::{FlowKey, WireKey};
+use crate::checksum::Delta;
+use crate::family::{Family, Header};
+use crate::live::Slot;
+use crate::verdict::Verdict;
+use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, Wire};
+
+/// Ethernet, IP and a transport header, one behind the other.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Frame<I, L> {
+    /// Link layer.
+    pub ethernet: Ethernet,
+    /// Network layer.
+    pub ip: I,
+    /// Transport layer.
+    pub transport: L,
+}
+
+// SAFETY: words of alignment 2 behind one another leave no gap.
+unsafe impl<I: Wire, L: Wire> Wire for Frame<I, L> {}
+
+/// How a hook sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// Frames, with both MAC addresses written here, out of devices that XDP can send through; what it cannot send it
+    /// may defer to TC (XDP).
+    Frames,
+    /// Packets, whose MAC addresses the kernel resolves (TC).
+    Packets,
+}
+
+/// One packet at one hook.
+pub trait Packet {
+    /// How this hook sends.
+    const SENDING: Sending;
+
+    /// The first octets of the frame as a `T`, or `None` where the packet is shorter.
+    fn view<T: Wire>(&mut self) -> Option<&mut T>;
+
+    /// Octets of the frame, Ethernet header included. In TC it may count segments not yet cut (GSO).
+    fn length(&self) -> u32;
+
+    /// Index of the device the packet came in by (at egress: leaves by).
+    fn ifindex(&self) -> u32;
+
+    /// Index of the device by which the packet entered the node; 0: the node made it itself. At ingress as
+    /// [`Packet::ifindex`].
+    fn entered_by(&self) -> u32;
+
+    /// What helpers want as their first argument; opaque here.
+    fn context(&self) -> *mut core::ffi::c_void;
+
+    /// Brings the IP header's checksum (by `header`) and the transport's (by both others) up to date, after the fields
+    /// have been written. Views taken before are void.
+    fn fix_checksums<F: Family>(&mut self, protocol: Protocol, header: Delta, addresses: Delta, ports: Delta);
+
+    /// Sends the finished packet by `hop`; MAC addresses are written where the hook sends frames.
+    fn send(&mut self, hop: Slot) -> Verdict;
+}
+
+/// What one TCP or UDP packet says besides its addresses, which are read where they are needed: they are large, and the
+/// BPF stack is small.
+#[derive(Clone, Copy)]
+pub struct Transport {
+    /// Source port, host order.
+    pub source_port: u16,
+    /// Destination port, host order.
+    pub destination_port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// TCP flags; none for UDP.
+    pub flags: TcpFlags,
+    /// TCP sequence number, host order.
+    pub sequence: u32,
+    /// TCP acknowledgment number, host order.
+    pub acknowledgment: u32,
+    /// Octets from the IP header on.
+    pub octets: u32,
+}
+
+impl Transport {
+    /// Reads a plain TCP or UDP packet; `None` where its lengths contradict each other or the frame.
+    #[inline(always)]
+    pub fn read<F: Family, P: Packet>(packet: &mut P) -> Option<Self> {
+        let available =
+            packet.length().wrapping_sub(size_of::<Ethernet>() as u32 + size_of::<F::Header>() as u32);
+        let frame = packet.view::<Frame<F::Header, UdpHeader>>()?;
+        let payload = frame.ip.payload_length();
+        let protocol = frame.ip.protocol();
+        let transport = Self {
+            source_port: frame.transport.source.get(),
+            destination_port: frame.transport.destination.get(),
+            protocol,
+            flags: TcpFlags(0),
+            sequence: 0,
+            acknowledgment: 0,
+            octets: payload.wrapping_add(size_of::<F::Header>() as u32),
+        };
+        if payload > available {
+            return None;
+        }
+        if protocol == Protocol::UDP {
+            let claimed = u32::from(frame.transport.length.get());
+            return (claimed >= 8 && claimed <= payload).then_some(transport);
+        }
+        let tcp = &packet.view::<Frame<F::Header, TcpHeader>>()?.transport;
+        let (length, flags) = (tcp.length(), tcp.flags());
+        let (sequence, acknowledgment) = (tcp.sequence_number(), tcp.acknowledgment_number());
+        (length >= 20 && length <= payload).then_some(Self { flags, sequence, acknowledgment, ..transport })
+    }
+}
+
+/// The flow a packet with this IP header would belong to if a client sent it. Built in one piece from the packet: a key
+/// that passes through an `Option`, or is filled later, travels octet by octet through the BPF stack.
+#[inline(always)]
+pub fn flow_key<F: Family>(ip: &F::Header, transport: &Transport) -> FlowKey<F::Address> {
+    FlowKey {
+        client: ip.source(),
+        frontend: ip.destination(),
+        client_port: transport.source_port,
+        frontend_port: transport.destination_port,
+        protocol: transport.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    }
+}
+
+/// The tuple of a packet with this IP header. Built in one piece, as [`flow_key`].
+#[inline(always)]
+pub fn wire_key<F: Family>(ip: &F::Header, transport: &Transport) -> WireKey<F::Address> {
+    WireKey {
+        source: ip.source(),
+        destination: ip.destination(),
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        protocol: transport.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    }
+}
+
+/// [`Packet::fix_checksums`] by arithmetic in the packet, for hooks whose packets carry full checksums.
+#[inline(always)]
+pub fn fix_in_place<F: Family, P: Packet>(
+    packet: &mut P,
+    protocol: Protocol,
+    header: Delta,
+    addresses: Delta,
+    ports: Delta,
+) {
+    let both = addresses.and(ports);
+    if protocol == Protocol::TCP {
+        if let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() {
+            frame.ip.fix_checksum(header);
+            frame.transport.checksum = both.apply(frame.transport.checksum);
+        }
+    } else if let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() {
+        frame.ip.fix_checksum(header);
+        let old = frame.transport.checksum;
+        // RFC 768: zero means "no checksum"; a sum that comes out as zero is sent as all ones.
+        if !F::UDP_CHECKSUM_OPTIONAL || old != Be16::default() {
+            let new = both.apply(old);
+            frame.transport.checksum = if new == Be16::default() { Be16::from_raw(0xffff) } else { new };
+        }
+    }
+}
+
+/// [`Packet::send`]'s part for hooks that send frames: both MAC addresses.
+#[inline(always)]
+pub fn address_frame<P: Packet>(packet: &mut P, hop: Slot) {
+    if let Some(ethernet) = packet.view::<Ethernet>() {
+        ethernet.destination = hop.destination();
+        ethernet.source = hop.source();
+    }
+}

@@ -1,0 +1,167 @@
+//! What becomes of a packet, and the numbered reason where it is dropped or punted.
+
+/// What the stages decided: an action, and a reason where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a verdict that nobody returns forwards what should have been dropped"]
+#[repr(transparent)]
+pub struct Verdict(u32);
+
+impl Verdict {
+    /// The stage has nothing to say; the next one decides.
+    pub const CONTINUE: Self = Self(0);
+    /// To the node's stack, untouched: not ours.
+    pub const PASS: Self = Self(1);
+    /// To the node's stack, translated.
+    pub const DELIVER: Self = Self(2);
+    /// Out of the device it came in by.
+    pub const TRANSMIT: Self = Self(3);
+    /// Out of another device (the hook has been told which).
+    pub const REDIRECT: Self = Self(4);
+    const DEFER: u32 = 5;
+    const PUNT: u32 = 6;
+    const DROP: u32 = 7;
+
+    /// Untouched to TC ingress of the same device, which translates and sends it.
+    #[inline(always)]
+    pub const fn defer(reason: Reason) -> Self {
+        Self(Self::DEFER | reason.0 << 8)
+    }
+
+    /// Untouched to the stack although it is addressed to us.
+    #[inline(always)]
+    pub const fn punt(reason: Reason) -> Self {
+        Self(Self::PUNT | reason.0 << 8)
+    }
+
+    /// Gone.
+    #[inline(always)]
+    pub const fn drop(reason: Reason) -> Self {
+        Self(Self::DROP | reason.0 << 8)
+    }
+
+    /// Whether a stage decided.
+    #[inline(always)]
+    pub const fn is_final(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether the packet is to be dropped.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        self.0 & 0xff == Self::DROP
+    }
+
+    /// Whether the packet waits for TC ingress.
+    #[inline(always)]
+    pub const fn is_defer(self) -> bool {
+        self.0 & 0xff == Self::DEFER
+    }
+
+    /// Whether the packet goes to the stack on purpose.
+    #[inline(always)]
+    pub const fn is_punt(self) -> bool {
+        self.0 & 0xff == Self::PUNT
+    }
+
+    /// The reason; [`Reason::NONE`] where none belongs.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        Reason(self.0 >> 8)
+    }
+
+    /// As a number, for stages that return across a BPF subprogram boundary.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// From [`Verdict::number`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The word for people.
+    pub const fn name(self) -> &'static str {
+        match self.0 & 0xff {
+            0 => "continue",
+            1 => "pass",
+            2 => "deliver",
+            3 => "transmit",
+            4 => "redirect",
+            Self::DEFER => "defer",
+            Self::PUNT => "punt",
+            _ => "drop",
+        }
+    }
+}
+
+/// Why a packet was dropped or punted: the index into map `reasons`. Numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Reason(u32);
+
+macro_rules! reasons {
+    ($($number:literal $name:ident $word:literal $why:literal;)*) => {
+        impl Reason {
+            $(#[doc = $why] pub const $name: Self = Self($number);)*
+
+            /// All reasons, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// One word, as metrics and `vmlb status` print it.
+            pub const fn name(self) -> &'static str {
+                match self.0 { $($number => $word,)* _ => "unknown" }
+            }
+
+            /// A sentence for people.
+            pub const fn explanation(self) -> &'static str {
+                match self.0 { $($number => $why,)* _ => "A reason that this version does not know." }
+            }
+        }
+    };
+}
+
+reasons! {
+    0 NONE "none" "No reason: the packet is not ours, or was served.";
+    1 MALFORMED "malformed" "Dropped: addressed to a frontend or a flow, but its lengths contradict each other.";
+    2 OPTIONS "ip_options" "Punted: an IPv4 header with options.";
+    3 FRAGMENT "fragment" "Punted: a fragment.";
+    4 MID_FLOW "mid_flow" "Punted: TCP in mid-flow without a flow entry; its connection may be the stack's.";
+    5 NO_BACKEND "no_backend" "Punted: the Service has no usable backend anywhere.";
+    6 NO_LOCAL_BACKEND "no_local_backend" "Dropped: policy Local, and the usable backends are all on other nodes.";
+    7 BACKEND_GONE "backend_gone" "Dropped: the flow's backend no longer exists.";
+    8 TABLE_FULL "table_full" "Punted: the flow table refused a new entry.";
+    9 FLOW_BUSY "flow_busy" "Dropped: the flow is being removed at this moment.";
+    10 SNAT_EXHAUSTED "snat_exhausted" "Dropped: every SNAT port tried for this target is taken.";
+    11 NO_SNAT_ADDRESS "no_snat_address" "Punted: the device to the backend has no address to SNAT to.";
+    12 NO_ROUTE "no_route" "Punted: the FIB has no usable route.";
+    13 FOREIGN_DEVICE "foreign_device" "Punted: the route leads into a device that vmlb does not manage.";
+    14 SOURCE_NOT_KEPT "source_not_kept" "Punted: policy Local, but replies to the client would leave by a device without our program.";
+    15 TTL_EXPIRED "ttl_expired" "Dropped: no hops left.";
+    16 NO_METADATA "no_metadata" "Dropped: the driver gives XDP no metadata to mark the packet for TC.";
+    17 OWN_RESET "own_reset" "Dropped: a reset of this node's stack from a SNAT port to a backend, for a connection that has no flow here.";
+    18 NEIGHBOUR "neighbour" "Deferred to TC: the next hop's MAC address is not known yet.";
+    19 NO_TRANSMIT "no_transmit" "Deferred to TC: XDP cannot send out of the device.";
+    20 POD_DEVICE "pod_device" "Deferred to TC: the packet goes to a pod's host-side device.";
+    21 TABLE_FULL_ESTABLISHED "table_full_established" "Counted: the flow was proved but stays evictable, the established table is full.";
+    22 FORWARDING_OFF "forwarding_off" "Punted: IP forwarding is off on the device.";
+    23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came.";
+}
+
+impl Reason {
+    /// Entries of map `reasons`.
+    pub const ENTRIES: u32 = 64;
+
+    /// From [`Reason::number`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The index into map `reasons`.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}

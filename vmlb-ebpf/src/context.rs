@@ -1,0 +1,259 @@
+//! XDP and TC contexts as packets: the one comparison against the packet's end, and what each hook sends with.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    __sk_buff as SkBuff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    xdp_action, xdp_md as XdpMd,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data,
+    bpf_xdp_adjust_meta,
+};
+use vmlb_common::checksum::Delta;
+use vmlb_common::family::Family;
+use vmlb_common::live::Slot;
+use vmlb_common::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
+use vmlb_common::verdict::{Reason, Verdict};
+use vmlb_common::wire::{Ethernet, Protocol, TcpHeader, UdpHeader, Wire};
+
+/// `TC_ACT_UNSPEC`, which TCX calls `TCX_NEXT`: the next program decides.
+pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// What XDP writes in front of a packet that TC is to send.
+const MARK: u32 = 0x766d_6c62;
+
+/// A view of the packet's first octets: the datapath's one bounds check.
+#[inline(always)]
+fn view<'a, T: Wire>(data: usize, end: usize) -> Option<&'a mut T> {
+    if data + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: the octets are inside the packet, `T` takes any, and packets of one program run are not shared.
+    Some(unsafe { &mut *(data as *mut T) })
+}
+
+/// A packet at XDP.
+pub(crate) struct Xdp(pub(crate) *mut XdpMd);
+
+impl Xdp {
+    /// Volatile: LLVM must not hoist the two loads and hand them to subprograms as numbers.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the context the kernel gave the program.
+        unsafe {
+            (
+                (&raw const (*self.0).data).read_volatile() as usize,
+                (&raw const (*self.0).data_end).read_volatile() as usize,
+            )
+        }
+    }
+
+    /// What the kernel shall do. A deferral is written into the packet's metadata.
+    #[inline(always)]
+    pub(crate) fn action(&mut self, verdict: Verdict) -> u32 {
+        if verdict.is_drop() {
+            return xdp_action::XDP_DROP;
+        }
+        if verdict.is_defer() {
+            return self.mark();
+        }
+        match verdict {
+            Verdict::TRANSMIT => xdp_action::XDP_TX,
+            Verdict::REDIRECT => xdp_action::XDP_REDIRECT,
+            _ => xdp_action::XDP_PASS,
+        }
+    }
+
+    #[inline(always)]
+    fn mark(&mut self) -> u32 {
+        // SAFETY: the context is this program's.
+        let refused = unsafe { bpf_xdp_adjust_meta(self.0, -(size_of::<u32>() as i32)) } != 0;
+        // SAFETY: as in `bounds`; the helper has moved the pointers.
+        let meta = unsafe { (&raw const (*self.0).data_meta).read_volatile() as usize };
+        let (data, _) = self.bounds();
+        if refused || meta + size_of::<u32>() > data {
+            vmlb_common::kernel::Kernel::count(&crate::maps::Node, Reason::NO_METADATA);
+            return xdp_action::XDP_DROP;
+        }
+        // SAFETY: four octets of metadata in front of the packet, aligned by the kernel.
+        unsafe { (meta as *mut u32).write(MARK) };
+        xdp_action::XDP_PASS
+    }
+}
+
+impl Packet for Xdp {
+    const SENDING: Sending = Sending::Frames;
+
+    #[inline(always)]
+    fn view<T: Wire>(&mut self) -> Option<&mut T> {
+        let (data, end) = self.bounds();
+        view(data, end)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a frame is shorter than 4 GiB")]
+    fn length(&self) -> u32 {
+        let (data, end) = self.bounds();
+        (end - data) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context the kernel gave the program.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn entered_by(&self) -> u32 {
+        self.ifindex()
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    #[inline(always)]
+    fn fix_checksums<F: Family>(
+        &mut self,
+        protocol: Protocol,
+        header: Delta,
+        addresses: Delta,
+        ports: Delta,
+    ) {
+        fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
+    }
+
+    #[inline(always)]
+    fn send(&mut self, hop: Slot) -> Verdict {
+        address_frame(self, hop);
+        if hop.ifindex() == self.ifindex() {
+            return Verdict::TRANSMIT;
+        }
+        // SAFETY: a number and no flags.
+        unsafe { bpf_redirect(hop.ifindex(), 0) };
+        Verdict::REDIRECT
+    }
+}
+
+/// A packet at TC.
+pub(crate) struct Tc(pub(crate) *mut SkBuff);
+
+impl Tc {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the context the kernel gave the program; volatile as at XDP.
+        unsafe {
+            (
+                (&raw const (*self.0).data).read_volatile() as usize,
+                (&raw const (*self.0).data_end).read_volatile() as usize,
+            )
+        }
+    }
+
+    /// Makes the headers we read linear; they may lie in fragments (GSO, GRO).
+    #[inline(always)]
+    pub(crate) fn pull(&mut self) {
+        const HEADERS: u32 = 14 + 40 + 20;
+        let (data, end) = self.bounds();
+        if data + HEADERS as usize > end {
+            let length = self.length();
+            // SAFETY: the context is this program's; views are taken afterwards. A refusal leaves a short packet, which
+            // is not ours.
+            unsafe { bpf_skb_pull_data(self.0, if length < HEADERS { length } else { HEADERS }) };
+        }
+    }
+
+    /// Whether XDP has left this packet to us.
+    #[inline(always)]
+    pub(crate) fn is_deferred(&self) -> bool {
+        // SAFETY: as in `bounds`.
+        let meta = unsafe { (&raw const (*self.0).data_meta).read_volatile() as usize };
+        let (data, _) = self.bounds();
+        // SAFETY: the comparison leaves four octets between the pointers.
+        meta + size_of::<u32>() <= data && unsafe { (meta as *const u32).read() } == MARK
+    }
+
+    /// What the kernel shall do. A packet that stays with the stack goes to the next program on the device, a CNI's say.
+    #[inline(always)]
+    pub(crate) fn action(&self, verdict: Verdict) -> i32 {
+        if verdict.is_drop() {
+            return TC_ACT_SHOT;
+        }
+        if verdict == Verdict::REDIRECT {
+            return TC_ACT_REDIRECT;
+        }
+        NEXT
+    }
+}
+
+impl Packet for Tc {
+    const SENDING: Sending = Sending::Packets;
+
+    #[inline(always)]
+    fn view<T: Wire>(&mut self) -> Option<&mut T> {
+        let (data, end) = self.bounds();
+        view(data, end)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context the kernel gave the program.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context the kernel gave the program.
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    fn entered_by(&self) -> u32 {
+        // SAFETY: the context the kernel gave the program.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    #[inline(always)]
+    fn fix_checksums<F: Family>(
+        &mut self,
+        protocol: Protocol,
+        header: Delta,
+        addresses: Delta,
+        ports: Delta,
+    ) {
+        const IP: u32 = size_of::<Ethernet>() as u32;
+        const PSEUDO: u64 = BPF_F_PSEUDO_HDR as u64;
+        let transport = IP + size_of::<F::Header>() as u32;
+        // SAFETY: the context is this program's; offsets lie in the headers that were just written.
+        unsafe {
+            if F::VERSION == 4 {
+                // The checksum follows ten octets of the IPv4 header.
+                bpf_l3_csum_replace(self.0, IP + 10, 0, u64::from(header.wsum()), 0);
+            }
+            let (offset, flags) = if protocol == Protocol::TCP {
+                (transport + core::mem::offset_of!(TcpHeader, checksum) as u32, 0)
+            } else {
+                (transport + core::mem::offset_of!(UdpHeader, checksum) as u32, BPF_F_MARK_MANGLED_0 as u64)
+            };
+            bpf_l4_csum_replace(self.0, offset, 0, u64::from(addresses.wsum()), PSEUDO | flags);
+            bpf_l4_csum_replace(self.0, offset, 0, u64::from(ports.wsum()), flags);
+        }
+    }
+
+    #[inline(always)]
+    fn send(&mut self, hop: Slot) -> Verdict {
+        // SAFETY: a number, and no next hop of ours: the kernel routes and resolves.
+        unsafe { bpf_redirect_neigh(hop.ifindex(), core::ptr::null_mut(), 0, 0) };
+        Verdict::REDIRECT
+    }
+}
+
+/// Both hooks see frames of this shape.
+const _: () = assert!(size_of::<Frame<vmlb_common::wire::Ipv6Header, TcpHeader>>() == 14 + 40 + 20);

@@ -1,0 +1,82 @@
+//! The BPF object of vmlb: entry points only. What they do is vmlb-common's `datapath`.
+
+#![no_std]
+#![no_main]
+
+mod context;
+mod helpers;
+mod maps;
+mod sweep;
+
+use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
+use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
+use vmlb_common::datapath;
+
+use context::{NEXT, Tc, Xdp};
+use maps::Node;
+
+/// Ingress of an uplink whose driver takes XDP.
+#[xdp]
+pub fn vmlb_xdp(ctx: XdpContext) -> u32 {
+    let mut packet = Xdp(ctx.ctx);
+    let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// TC ingress of the same uplink: packets that XDP could not send itself.
+#[classifier]
+pub fn vmlb_ingress(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    if !packet.is_deferred() {
+        return NEXT;
+    }
+    packet.pull();
+    let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// TC ingress of an uplink without XDP: the whole datapath.
+#[classifier]
+pub fn vmlb_ingress_full(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    packet.pull();
+    let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// TC egress of an uplink: replies on their way out of the stack.
+#[classifier]
+pub fn vmlb_egress(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    packet.pull();
+    let verdict = datapath::uplink_egress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// TC ingress of a pod's host-side device.
+#[classifier]
+pub fn vmlb_pod(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    packet.pull();
+    let verdict = datapath::pod_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// The ageing pass; never attached, the agent runs it.
+#[raw_tracepoint]
+pub fn vmlb_sweep(_ctx: RawTracePointContext) -> i32 {
+    maps::keep();
+    sweep::pass();
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// The kernel's GPL-only helpers (FIB, redirect, tracing) want a compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,333 @@
+//! The maps. Statics are private: the datapath meets them as [`Kernel`] and [`Tables`]. Sizes given here are those of a
+//! bare load; the agent sets its own.
+
+use core::ffi::c_void;
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::macros::btf_map;
+use vmlb_common::abi::{
+    Backend, BackendFlags, BackendName, Device, Flow, FlowKey, Frontend, FrontendKey, Gate, Hop, Inherited,
+    NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName, Settings, Target, TargetKey, Traffic, WireKey,
+};
+use vmlb_common::family::{Address4, Address6, Family, V4, V6};
+use vmlb_common::kernel::{Ends, Kernel, Query, Refused, Route, Search, Stage, Step, Tables};
+use vmlb_common::live::{Live, Slot, Word};
+use vmlb_common::packet::Packet;
+use vmlb_common::verdict::Reason;
+use vmlb_common::wire::Protocol;
+
+use crate::helpers::{self, Tracing};
+
+const SERVICES: usize = 16_384;
+const SLOTS: usize = 1 << 20;
+const BACKENDS: usize = 16_384;
+const FRONTENDS: usize = 32_768;
+const FLOWS: usize = 65_536;
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map(name = "gate")]
+static GATE: Array<u64, { Gate::ENTRIES as usize }> = Array::new();
+#[btf_map(name = "devices")]
+static DEVICES: HashMap<u32, Device, 256> = HashMap::new();
+#[btf_map(name = "services")]
+static SERVICE: Array<Service, SERVICES> = Array::new();
+#[btf_map(name = "slots")]
+static SLOT: Array<Target, SLOTS> = Array::new();
+#[btf_map(name = "targets")]
+static TARGETS: HashMap<TargetKey, u32, FRONTENDS> = HashMap::new();
+#[btf_map(name = "service_names")]
+static SERVICE_NAMES: HashMap<u32, ServiceName, SERVICES, SPARSE> = HashMap::new();
+#[btf_map(name = "backend_names")]
+static BACKEND_NAMES: HashMap<u32, BackendName, BACKENDS, SPARSE> = HashMap::new();
+#[btf_map(name = "neighbours")]
+static NEIGHBOURS: HashMap<NeighbourKey, u32, 4096, SPARSE> = HashMap::new();
+#[btf_map(name = "traffic")]
+static TRAFFIC: PerCpuArray<Traffic, BACKENDS> = PerCpuArray::new();
+#[btf_map(name = "reasons")]
+static REASONS: PerCpuArray<u64, { Reason::ENTRIES as usize }> = PerCpuArray::new();
+
+macro_rules! tables {
+    ($family:ident $address:ident $snat:ident
+     $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
+     $pods:ident $pods_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
+     $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
+     $inherited:ident $inherited_name:literal) => {
+        #[btf_map(name = $frontends_name)]
+        static $frontends: HashMap<FrontendKey<$address>, Frontend, FRONTENDS> = HashMap::new();
+        #[btf_map(name = $backends_name)]
+        static $backends: Array<Backend<$address>, BACKENDS> = Array::new();
+        #[btf_map(name = $hops_name)]
+        static $hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
+        #[btf_map(name = $pods_name)]
+        static $pods: HashMap<$address, Pod, BACKENDS> = HashMap::new();
+        #[btf_map(name = $flows_name)]
+        static $flows: HashMap<FlowKey<$address>, Flow<$address>, FLOWS> = HashMap::new();
+        #[btf_map(name = $replies_name)]
+        static $replies: HashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = HashMap::new();
+        #[btf_map(name = $half_flows_name)]
+        static $half_flows: LruHashMap<FlowKey<$address>, Flow<$address>, FLOWS> = LruHashMap::new();
+        #[btf_map(name = $half_replies_name)]
+        static $half_replies: LruHashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = LruHashMap::new();
+
+        #[btf_map(name = $inherited_name)]
+        static $inherited: HashMap<WireKey<$address>, Inherited, FLOWS, SPARSE> = HashMap::new();
+
+        impl Tables<$family> for Node {
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
+                // SAFETY: frontends are replaced whole by user space; the copy is taken at once.
+                unsafe { $frontends.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn backend(&self, id: u32) -> Option<&Backend<$address>> {
+                $backends.get(id).filter(|backend| backend.flags & BackendFlags::PRESENT != 0)
+            }
+
+            #[inline(always)]
+            fn backend_hop(&self, id: u32) -> Option<Slot> {
+                // SAFETY: array values live as long as the map.
+                $hops.get_ptr_mut(id).and_then(NonNull::new).map(|hop| unsafe { Slot::new(hop) })
+            }
+
+            #[inline(always)]
+            fn pod(&self, address: &$address) -> Option<Pod> {
+                // SAFETY: pods are replaced whole by user space; the copy is taken at once.
+                unsafe { $pods.get(address) }.copied()
+            }
+
+            #[inline(always)]
+            fn flow(&self, stage: Stage, key: &FlowKey<$address>) -> Option<Live<'_, Flow<$address>>> {
+                let found = match stage {
+                    Stage::Half => $half_flows.get_ptr_mut(key),
+                    Stage::Established => $flows.get_ptr_mut(key),
+                };
+                // SAFETY: preallocated elements stay allocated; `Live` reads them as shared.
+                found.and_then(NonNull::new).map(|flow| unsafe { Live::new(flow) })
+            }
+
+            #[inline(always)]
+            fn reply(&self, stage: Stage, key: &ReplyKey<$address>) -> Option<Live<'_, Reply<$address>>> {
+                let found = match stage {
+                    Stage::Half => $half_replies.get_ptr_mut(key),
+                    Stage::Established => $replies.get_ptr_mut(key),
+                };
+                // SAFETY: preallocated elements stay allocated; `Live` reads them as shared.
+                found.and_then(NonNull::new).map(|reply| unsafe { Live::new(reply) })
+            }
+
+            #[inline(always)]
+            fn add_flow(
+                &self,
+                stage: Stage,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+            ) -> Result<(), Refused> {
+                refused(match stage {
+                    Stage::Half => $half_flows.insert(key, flow, NEW),
+                    Stage::Established => $flows.insert(key, flow, NEW),
+                })
+            }
+
+            #[inline(always)]
+            fn add_reply(
+                &self,
+                stage: Stage,
+                key: &ReplyKey<$address>,
+                reply: &Reply<$address>,
+            ) -> Result<(), Refused> {
+                refused(match stage {
+                    Stage::Half => $half_replies.insert(key, reply, NEW),
+                    Stage::Established => $replies.insert(key, reply, NEW),
+                })
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, stage: Stage, key: &FlowKey<$address>) {
+                let _already_gone = match stage {
+                    Stage::Half => $half_flows.remove(key),
+                    Stage::Established => $flows.remove(key),
+                };
+            }
+
+            #[inline(always)]
+            fn remove_reply(&self, stage: Stage, key: &ReplyKey<$address>) {
+                let _already_gone = match stage {
+                    Stage::Half => $half_replies.remove(key),
+                    Stage::Established => $replies.remove(key),
+                };
+            }
+
+            #[inline(always)]
+            fn inherited(&self, key: &WireKey<$address>) -> Option<Word<'_>> {
+                let found = $inherited.get_ptr_mut(key).map(|found| found.cast::<u32>());
+                // SAFETY: `seen` is the entry's only field; elements are freed after a grace period.
+                found.and_then(NonNull::new).map(|seen| unsafe { Word::new(seen) })
+            }
+
+            #[inline(always)]
+            fn remove_inherited(&self, key: &WireKey<$address>) {
+                let _already_gone = $inherited.remove(key);
+            }
+
+            #[inline(always)]
+            fn snat_address<'a>(&self, device: &'a Device) -> &'a $address {
+                &device.$snat
+            }
+        }
+    };
+}
+
+tables! { V4 Address4 snat_v4
+FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4" PODS_V4 "pods_v4"
+FLOWS_V4 "flows_v4" REPLIES_V4 "replies_v4" HALF_FLOWS_V4 "half_flows_v4" HALF_REPLIES_V4 "half_replies_v4"
+INHERITED_V4 "inherited_v4" }
+tables! { V6 Address6 snat_v6
+FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6" PODS_V6 "pods_v6"
+FLOWS_V6 "flows_v6" REPLIES_V6 "replies_v6" HALF_FLOWS_V6 "half_flows_v6" HALF_REPLIES_V6 "half_replies_v6"
+INHERITED_V6 "inherited_v6" }
+
+const NEW: u64 = BPF_NOEXIST as u64;
+
+/// `-EEXIST` (include/uapi/asm-generic/errno-base.h); every other refusal is a want of room.
+const EXISTS: i32 = -17;
+
+#[inline(always)]
+fn refused(result: Result<(), i32>) -> Result<(), Refused> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(EXISTS) => Err(Refused::Exists),
+        Err(_) => Err(Refused::Full),
+    }
+}
+
+/// The node, by its maps and helpers.
+pub(crate) struct Node;
+
+impl Kernel for Node {
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0).filter(|settings| settings.version != 0)
+    }
+
+    #[inline(always)]
+    fn gate(&self, entry: u32) -> u64 {
+        GATE.get(entry).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<&Device> {
+        // SAFETY: user space replaces devices whole, by new elements.
+        unsafe { DEVICES.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<Service> {
+        let service = SERVICE.get_ptr(id)?;
+        // SAFETY: a value of the array; the volatile read takes offset and size in one 8-byte load each time.
+        Some(unsafe { service.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Target> {
+        SLOT.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn is_target(&self, key: &TargetKey) -> bool {
+        TARGETS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn account(&self, backend: u32, add: impl FnOnce(&mut Traffic)) {
+        if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own copy, and no other program of ours runs on it meanwhile.
+            add(unsafe { &mut *traffic });
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = REASONS.get_ptr_mut(reason.number()) {
+            // SAFETY: this CPU's own copy.
+            unsafe { *counter = (*counter).wrapping_add(1) };
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what entries hold")]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn route<F: Family>(&self, context: *mut c_void, ifindex: u32, query: &Query<'_, F::Address>) -> Route {
+        helpers::route::<F>(context, ifindex, query)
+    }
+
+    #[inline(always)]
+    fn has_socket<F: Family>(
+        &self,
+        context: *mut c_void,
+        protocol: Protocol,
+        ends: &Ends<F::Address>,
+    ) -> bool {
+        helpers::has_socket::<F>(context, protocol, ends)
+    }
+
+    #[inline(always)]
+    fn search<S: Search<Self>>(&self, count: u32, search: &mut S) {
+        helpers::repeat(count, search);
+    }
+
+    #[inline(always)]
+    fn trace<P: Packet>(&self, packet: &P, step: Step, detail: u32) {
+        Tracing::tell(packet, step, detail);
+    }
+}
+
+/// One table walked by [`helpers::each`].
+macro_rules! walk {
+    ($($function:ident $map:ident $callback:ident;)*) => {
+        $(
+            #[inline(always)]
+            pub(crate) fn $function() {
+                helpers::each((&raw const $map).cast_mut().cast(), crate::sweep::$callback);
+            }
+        )*
+    };
+}
+
+walk! {
+    flows_v4 FLOWS_V4 flow_v4;
+    flows_v6 FLOWS_V6 flow_v6;
+    half_flows_v4 HALF_FLOWS_V4 half_flow_v4;
+    half_flows_v6 HALF_FLOWS_V6 half_flow_v6;
+    replies_v4 REPLIES_V4 reply_v4;
+    replies_v6 REPLIES_V6 reply_v6;
+    half_replies_v4 HALF_REPLIES_V4 half_reply_v4;
+    half_replies_v6 HALF_REPLIES_V6 half_reply_v6;
+    inherited_v4 INHERITED_V4 inherited_v4;
+    inherited_v6 INHERITED_V6 inherited_v6;
+}
+
+/// Maps that only user space reads stay in the object because a program refers to them.
+#[inline(always)]
+pub(crate) fn keep() {
+    let _kept = SERVICE_NAMES.get_ptr(u32::MAX).is_some();
+    let _kept = BACKEND_NAMES.get_ptr(u32::MAX).is_some();
+    let nobody = NeighbourKey { ifindex: 0, address: Address6 { octets: [0; 16] } };
+    let _kept = NEIGHBOURS.get_ptr(nobody).is_some();
+}

@@ -1,0 +1,55 @@
+//! The build of vmlb: `cargo xtask setup`, `build-ebpf`, `build`, `demo`, `test` and `bench`, one file each.
+//! Every command first does what `setup` does where something is missing.
+
+mod bench;
+mod budget;
+mod build;
+mod build_ebpf;
+mod command;
+mod demo;
+mod object;
+mod setup;
+mod stack;
+mod test;
+mod test_output;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, shows and tests vmlb.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Setup(setup::Arguments),
+    BuildEbpf(build_ebpf::Arguments),
+    Build,
+    Demo(demo::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
+    #[command(hide = true)]
+    VerifyObject(verify::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup(arguments) => setup::run(&arguments),
+        Task::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Task::Build => build::run(),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::VerifyObject(arguments) => verify::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

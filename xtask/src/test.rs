@@ -1,0 +1,128 @@
+//! `cargo xtask test`: builds everything, runs every test, and ends with one line that sums them up.
+
+use std::env;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use crate::build::Profile;
+use crate::command::{self, Artifact};
+use crate::test_output::{Reader, Tally};
+use crate::{budget, build, build_ebpf, verify};
+
+/// Run every test: of each crate on the host, of the object in the kernel, end to end in network namespaces
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only tests whose name contains this; `cluster`: only the suite against the etcd and kube-apiserver in the folder
+    /// that KUBEBUILDER_ASSETS names
+    filter: Option<String>,
+}
+
+/// The argument, and the test binary, of real clusters.
+const CLUSTER: &str = "cluster";
+
+/// Packages in the order of their tests, fastest first.
+const PACKAGES: [Package; 4] = [
+    Package { name: "vmlb-common", rights: Rights::Own },
+    Package { name: "vmlb-agent", rights: Rights::Own },
+    Package { name: "xtask", rights: Rights::Own },
+    Package { name: "vmlb-tests", rights: Rights::Root },
+];
+
+struct Package {
+    name: &'static str,
+    rights: Rights,
+}
+
+/// Whose rights a package's tests take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rights {
+    Own,
+    /// They make namespaces and load programs.
+    Root,
+}
+
+/// The subcommand; the last line is always `N passed, N failed, N skipped`.
+///
+/// # Errors
+/// A build fails, or there are no rights to run what needs root.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let vmlb = build::agent(Profile::Dev)?;
+    let mut tally = Tally::default();
+    if arguments.filter.as_deref() == Some(CLUSTER) {
+        tally += cluster(&vmlb)?;
+        println!("{tally}");
+        return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if arguments.filter.is_none() {
+        tally += verifier_budget();
+    }
+    for package in &PACKAGES {
+        let mut cargo = command::cargo();
+        cargo.args(["test", "--no-run", "--package", package.name]);
+        for artifact in command::artifacts(cargo)? {
+            // Programs that tests start are named like the package's targets too; only test binaries live in `deps`.
+            if artifact.executable.parent().is_some_and(|folder| folder.ends_with("deps")) {
+                tally += run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+            }
+        }
+    }
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tests against a real API server; they need no rights.
+fn cluster(vmlb: &Path) -> Result<Tally> {
+    let package = Package { name: "vmlb-tests", rights: Rights::Own };
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--no-run", "--package", package.name, "--test", CLUSTER]);
+    let artifacts = command::artifacts(cargo)?;
+    let mut ours = artifacts.iter().filter(|artifact| artifact.target == CLUSTER);
+    ours.try_fold(Tally::default(), |mut tally, artifact| {
+        tally += run_binary(artifact, &package, vmlb, None)?;
+        Ok(tally)
+    })
+}
+
+/// The object against the kernel's verifier and the budget, counted as one test.
+fn verifier_budget() -> Tally {
+    let judged = verify::verdicts(&build_ebpf::path())
+        .and_then(|verdicts| budget::compare(&verify::figures(&verdicts)))
+        .map(|differences| (!differences.is_empty()).then(|| build_ebpf::over_budget(&differences)));
+    let complaint = judged.unwrap_or_else(|error| Some(format!("{error:#}")));
+    println!(
+        "test object_is_within_the_verifier_budget ... {}",
+        complaint.as_ref().map_or("ok", |_| "FAILED")
+    );
+    let Some(complaint) = complaint else { return Tally::one_passed() };
+    println!("{complaint}");
+    Tally::one_failed()
+}
+
+/// Runs one test binary, passing its lines on as they come. Binaries run one after another: several use the same
+/// cores and measure time.
+fn run_binary(artifact: &Artifact, package: &Package, vmlb: &Path, filter: Option<&str>) -> Result<Tally> {
+    println!("\n{} {}", package.name, artifact.target);
+    let variables = [("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
+    let mut command = match package.rights {
+        Rights::Own => Command::new(&artifact.executable),
+        Rights::Root => command::as_root(&artifact.executable, variables)?,
+    };
+    command.envs(variables).args(filter).arg("--show-output");
+    command.current_dir(&artifact.package).stdout(Stdio::piped());
+    if let Some(threads) = env::var_os("VMLB_TEST_THREADS") {
+        command.arg("--test-threads").arg(threads);
+    }
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", command::show(&command)))?;
+    let mut reader = Reader::default();
+    for line in BufReader::new(child.stdout.take().context("standard output is piped")?).split(b'\n') {
+        if let Some(line) = reader.read(&String::from_utf8_lossy(&line?)) {
+            println!("{line}");
+        }
+    }
+    std::io::stdout().flush()?;
+    let status = child.wait()?;
+    Ok(reader.finish(status.success()))
+}
