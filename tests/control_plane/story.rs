@@ -1,6 +1,6 @@
 //! A golden story: steps and what is in the maps after them, in one file.
 //!
-//! A line `-- word arguments --` begins a section. Sections that do something: `node NAME [flag]`, `capacity
+//! A line `-- word arguments --` begins a section. Sections that do something: `node NAME [flag...]`, `capacity
 //! KEY=N...`, `addresses A...` (a star marks a main one), `device INDEX A...` (a device with SNAT addresses), `snat
 //! A-B`, `write FILE` (its body is the file; `@MEGABYTE@` in it stands for a million letters), `octets FILE HEX...`,
 //! `remove FILE`, `flows ID...`, `wait SECONDS`, `fail N` (the N+1st change from now on fails), `mend`, `restart`.
@@ -14,12 +14,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use clap::Parser;
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, address4, address6};
 use vmlb_agent::watch::manifests::Manifests;
 use vmlb_common::abi::{Device, DeviceFlags, PortRange};
+
+/// The agent's flags that a story can give.
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    serving: Serving,
+}
 
 /// A section of the file.
 struct Section {
@@ -88,7 +97,7 @@ impl Drop for Directory {
 
 struct Stage<'a> {
     directory: &'a Path,
-    node: (String, NodePortAddresses),
+    node: (String, Serving),
     manifests: Manifests,
     sync: Sync,
     facts: NodeFacts,
@@ -100,7 +109,7 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(directory: &'a Path) -> anyhow::Result<Self> {
-        let node = ("n1".to_owned(), NodePortAddresses::default());
+        let node = ("n1".to_owned(), Serving::default());
         let address = NodeAddress { address: "192.0.2.1".parse()?, ifindex: 2, primary: true };
         Ok(Self {
             directory,
@@ -118,9 +127,9 @@ impl<'a> Stage<'a> {
     fn play(&mut self, head: &str, body: &str) -> anyhow::Result<Option<String>> {
         let words: Vec<&str> = head.split_whitespace().collect();
         match words[..] {
-            ["node", name, ref flag @ ..] => {
-                let flag = flag.first().map_or(Ok(NodePortAddresses::default()), |flag| flag.parse())?;
-                self.node = (name.to_owned(), flag);
+            ["node", name, ref flags @ ..] => {
+                self.node =
+                    (name.to_owned(), Flags::try_parse_from(["vmlb"].iter().chain(flags).copied())?.serving);
                 self.restart();
             }
             ["capacity", ref sizes @ ..] => self.tables = Memory::new(capacity(sizes)?),

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::plan::text_of;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Change, Record, Tables};
@@ -22,7 +23,7 @@ pub enum Step {
     /// A slice appears or changes: a family, a Service, endpoints.
     Slice { name: u8, service: u8, v6: bool, endpoints: Vec<(u8, u8)> },
     /// A pod appears or changes.
-    Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8 },
+    Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8, weight: u8 },
     /// An object goes.
     Delete { kind: u8, name: u8 },
     /// The node's addresses change.
@@ -50,9 +51,16 @@ pub fn step() -> impl Strategy<Value = Step> {
     let endpoints = proptest::collection::vec((0u8..6, 0u8..4), 0..5);
     let slice = (0u8..6, 0u8..4, any::<bool>(), endpoints)
         .prop_map(|(name, service, v6, endpoints)| Step::Slice { name, service, v6, endpoints });
-    let pod = (0u8..6, 0u8..5, 0u8..8, 0u8..2, 0u8..7).prop_map(|(name, vm, finished, node, address)| {
-        Step::Pod { name, vm, finished: finished == 0, node, address }
-    });
+    let pod = (0u8..6, 0u8..5, 0u8..8, 0u8..2, 0u8..7, 0u8..8).prop_map(
+        |(name, vm, finished, node, address, weight)| Step::Pod {
+            name,
+            vm,
+            finished: finished == 0,
+            node,
+            address,
+            weight,
+        },
+    );
     prop_oneof![
         4 => service,
         6 => slice,
@@ -92,7 +100,9 @@ impl World {
                 service(*name, *node_port, [*policy, *algorithm, *balancer], *created)
             }
             Step::Slice { name, service, v6, endpoints } => slice(*name, *service, *v6, endpoints),
-            Step::Pod { name, vm, finished, node, address } => pod(*name, *vm, *finished, *node, *address),
+            Step::Pod { name, vm, finished, node, address, weight } => {
+                pod(*name, *vm, *finished, *node, *address, *weight)
+            }
             Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
         };
         let events = events(&object);
@@ -131,7 +141,7 @@ impl World {
 
     /// A control plane that knows this world and has written nothing.
     pub fn sync(&self, turn: usize) -> Sync {
-        let mut sync = Sync::new("n0", NodePortAddresses::default());
+        let mut sync = Sync::new("n0", Serving::default());
         sync.facts(self.facts());
         for event in self.all(turn) {
             sync.apply(event);
@@ -205,7 +215,11 @@ fn slice(name: u8, service: u8, v6: bool, endpoints: &[(u8, u8)]) -> Value {
     })
 }
 
-fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8) -> Value {
+fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8, weight: u8) -> Value {
+    // Half of them say nothing, one is wrong.
+    let weights =
+        [json!({"vmlb.io/weight": "0"}), json!({"vmlb.io/weight": "50"}), json!({"vmlb.io/weight": "x"})];
+    let annotations = weights.get(usize::from(weight)).cloned().unwrap_or(json!({}));
     let labels = if vm < 3 {
         json!({"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": format!("vmi-{vm}"), "vm.kubevirt.io/name": format!("vm{vm}")})
     } else {
@@ -213,7 +227,7 @@ fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8) -> Value {
     };
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("p{name}"), "namespace": "a", "uid": format!("uid-{name}"), "labels": labels, "creationTimestamp": stamp(name)},
+        "metadata": {"name": format!("p{name}"), "namespace": "a", "uid": format!("uid-{name}"), "labels": labels, "annotations": annotations, "creationTimestamp": stamp(name)},
         "spec": {"nodeName": format!("n{node}")},
         "status": {
             "phase": if finished { "Succeeded" } else { "Running" },

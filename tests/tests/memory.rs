@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use vmlb_agent::facts::NodePortAddresses;
 use vmlb_agent::object::Kind;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::{Capacity, Change, Record, Tables};
 use vmlb_agent::watch::{Event, document};
@@ -88,7 +88,7 @@ fn mebibytes(octets: usize) -> f64 {
 fn five_thousand_services_of_five_endpoints_take_little_heap() -> Result<()> {
     let before = LIVE.load(Ordering::Relaxed);
     let used = || mebibytes(LIVE.load(Ordering::Relaxed) - before);
-    let mut sync = Sync::new(NODE, NodePortAddresses::default());
+    let mut sync = Sync::new(NODE, Serving::default());
     sync.facts(facts());
     apply(&mut sync, &node(NODE, "192.0.2.1"));
     for number in 0..5000 {

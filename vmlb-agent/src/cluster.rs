@@ -18,6 +18,7 @@ mod pod;
 mod service;
 mod slice;
 
+pub use pod::WEIGHT_ANNOTATION;
 pub use service::ALGORITHM;
 
 /// What became of an object.

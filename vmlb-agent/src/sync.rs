@@ -11,11 +11,12 @@ use anyhow::Context;
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
 use crate::desired::{Desired, Here};
-use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::facts::NodeFacts;
 use crate::index::Index;
 use crate::index::pod::Node;
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
+use crate::serving::Serving;
 use crate::tables::Tables;
 use crate::tables::pinned::Whereabouts;
 use crate::warning::{Subject, Warning, Warnings};
@@ -90,9 +91,9 @@ pub struct Sync {
 impl Sync {
     /// A control plane for the node of that name (`--node-name`).
     #[must_use]
-    pub fn new(node: &str, nodeport_addresses: NodePortAddresses) -> Self {
+    pub fn new(node: &str, serving: Serving) -> Self {
         Self {
-            here: Here { node: node.to_owned(), nodeport_addresses, facts: NodeFacts::default() },
+            here: Here { node: node.to_owned(), serving, facts: NodeFacts::default() },
             has_facts: false,
             listed: BTreeSet::new(),
             index: Index::default(),

@@ -9,12 +9,12 @@ use vmlb_common::abi::{BackendFlags, Gate, Selection, Service, Target, TargetKey
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Endpoint, Installation, family_of};
 use crate::desired::backend::BackendView;
-use crate::desired::service::TableView;
+use crate::desired::service::{Chosen, TableView};
 use crate::desired::{Desired, Frontend, TableKey, TargetName};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::maglev::{self, Seed};
+use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::{Subject, Warning, Warnings};
 
@@ -267,14 +267,12 @@ impl Installation {
         let placed = |identity: &Identity| {
             self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
         };
-        let choice =
-            table.choice.iter().filter_map(|(identity, port)| Some((placed(identity)?, identity, *port)));
-        let (targets, seeds): (Vec<Target>, Vec<Seed>) = choice
-            .map(|(backend, identity, port)| {
-                (Target { backend, port, pad: 0 }, Seed::new(identity.as_str(), port))
-            })
-            .unzip();
-        let places = maglev::table(&seeds, table.size).into_iter();
+        let choice = table.choice.iter().filter_map(|Chosen { identity, port, weight }| {
+            let target = Target { backend: placed(identity)?, port: *port, pad: 0 };
+            Some((target, Contender { seed: Seed::new(identity.as_str(), *port), weight: *weight }))
+        });
+        let (targets, contenders): (Vec<Target>, Vec<Contender>) = choice.unzip();
+        let places = maglev::table(&contenders, table.size).into_iter();
         places.filter_map(|place| targets.get(place as usize).copied()).collect()
     }
 
