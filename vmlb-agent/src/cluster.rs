@@ -13,6 +13,8 @@ use crate::object::ObjectRef;
 use crate::warning::Warning;
 use crate::watch::Object;
 
+#[cfg(test)]
+mod fields;
 mod node;
 mod pod;
 mod service;
