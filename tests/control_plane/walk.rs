@@ -5,15 +5,17 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use vmlb_agent::desired::Frontend;
 use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::plan::text_of;
 use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, Change, Record, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables, address4, address6};
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::{Service, Target};
+use vmlb_common::abi::{Gate, Service, Target, TargetKey};
+use vmlb_common::wire::Protocol;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub enum Step {
     Delete { kind: u8, name: u8 },
     /// The node's addresses change.
     Addresses { first: bool, second: bool },
+    /// A client has a flow by one of the frontends that are served, and none by the others.
+    Flow { frontend: u8 },
     /// What has happened is written.
     Write,
     /// The write after so many changes fails, and so do all until something is written again.
@@ -67,6 +71,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         6 => pod,
         4 => (0u8..3, 0u8..6).prop_map(|(kind, name)| Step::Delete { kind, name }),
         1 => any::<(bool, bool)>().prop_map(|(first, second)| Step::Addresses { first, second }),
+        2 => (0u8..8).prop_map(|frontend| Step::Flow { frontend }),
         6 => Just(Step::Write),
         2 => (0u8..40).prop_map(|after| Step::Fail { after }),
         1 => Just(Step::Restart),
@@ -103,7 +108,7 @@ impl World {
             Step::Pod { name, vm, finished, node, address, weight } => {
                 pod(*name, *vm, *finished, *node, *address, *weight)
             }
-            Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
+            Step::Flow { .. } | Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
         };
         let events = events(&object);
         for event in &events {
@@ -251,6 +256,37 @@ impl Watched {
             targets: 512,
         }))
     }
+
+    /// A flow by one of the frontends, to whatever its first slot holds.
+    pub fn open(&mut self, number: u8) {
+        let served: Vec<_> = self.0.served().into_iter().filter(|(_, met)| !met.slots.is_empty()).collect();
+        let mut flows = InFlows::default();
+        if !served.is_empty() {
+            let ((address, port, protocol), met) = &served[usize::from(number) % served.len()];
+            let Target { backend, port: target, .. } = met.slots[0];
+            flows.backends.insert(backend);
+            flows.targets.insert(TargetKey { backend, port: target, protocol: *protocol, pad: 0 });
+            let protocol = Protocol::new(*protocol);
+            flows.frontends.insert(Frontend { address: *address, port: *port, protocol });
+        }
+        self.0.set_flows(flows);
+    }
+
+    /// A flow that is there and that the gate keeps out.
+    fn shut_out(&self) -> Option<String> {
+        let flows = self.0.in_flows().unwrap_or_default();
+        let hash = |address: IpAddr| match address {
+            IpAddr::V4(address) => Gate::hash(&address4(address)),
+            IpAddr::V6(address) => Gate::hash(&address6(address)),
+        };
+        let passes = |frontend: &&Frontend| {
+            self.0.gate(Gate::FRONTEND_PORTS, frontend.port)
+                && self.0.gate(Gate::FRONTEND_ADDRESSES, hash(frontend.address))
+        };
+        let frontend = flows.frontends.iter().find(|frontend| !passes(frontend));
+        let target = flows.targets.iter().find(|target| !self.0.gate(Gate::TARGET_PORTS, target.port));
+        frontend.map(|frontend| format!("{frontend:?}")).or(target.map(|target| format!("{target:?}")))
+    }
 }
 
 impl Tables for Watched {
@@ -273,6 +309,8 @@ impl Tables for Watched {
             self.0.write(std::slice::from_ref(change))?;
             let fault = self.0.fault().filter(|_| !had_fault);
             assert!(fault.is_none(), "after {change:?}: {}", fault.unwrap_or_default());
+            let shut_out = self.shut_out();
+            assert!(shut_out.is_none(), "after {change:?} the gate is shut for a flow of {shut_out:?}");
             let shows = matches!(
                 change,
                 Change::Put(
@@ -290,8 +328,8 @@ impl Tables for Watched {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        self.0.backends_in_flows()
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        self.0.in_flows()
     }
 }
 

@@ -1,7 +1,6 @@
 //! How much heap the control plane of a node takes: objects, what they call for, and what is installed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use serde_json::Value;
 use vmlb_agent::object::Kind;
 use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
-use vmlb_agent::tables::{Capacity, Change, Record, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables};
 use vmlb_agent::watch::{Event, document};
 use vmlb_tests::api_server::follower::facts;
 use vmlb_tests::api_server::objects::{Endpoint, NODE, node, service, slice};
@@ -67,8 +66,8 @@ impl Tables for Nowhere {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> Result<BTreeSet<u32>> {
-        Ok(BTreeSet::new())
+    fn in_flows(&self) -> Result<InFlows> {
+        Ok(InFlows::default())
     }
 }
 

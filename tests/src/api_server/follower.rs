@@ -1,7 +1,7 @@
 //! The agent's control plane at the end of a watch of the API server: the real source, the real [`Sync`], and tables that
 //! count what is written.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use vmlb_agent::object::Kind;
 use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::{RECYCLE, Sync};
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, Change, Record, RecordKey, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, RecordKey, Tables};
 use vmlb_agent::watch::kube::{Access, Board, Flags, Kube, Patience};
 use vmlb_agent::watch::{Event, document};
 use vmlb_common::abi::{Backend, Service};
@@ -115,8 +115,8 @@ impl<T: Tables> Tables for Counted<T> {
         self.tables.write(changes)
     }
 
-    fn backends_in_flows(&self) -> Result<BTreeSet<u32>> {
-        self.tables.backends_in_flows()
+    fn in_flows(&self) -> Result<InFlows> {
+        self.tables.in_flows()
     }
 }
 

@@ -90,7 +90,7 @@ impl Installation {
             if let Some(id) = self.backend_ids.get(identity) {
                 self.backends.want((id, Family::V4), None);
                 self.backends.want((id, Family::V6), None);
-                self.lingering.insert(identity.clone());
+                self.lingering.backends.insert(identity.clone());
             }
             return;
         };
@@ -102,7 +102,7 @@ impl Installation {
             return;
         };
         warnings.set(subject, Vec::new());
-        let was_lingering = self.lingering.remove(identity);
+        let was_lingering = self.lingering.backends.remove(identity);
         self.backend_names.want(id, Some(backend_name(identity, &view)));
         self.want_endpoints(id, &view);
         if is_new || was_lingering {
@@ -121,7 +121,7 @@ impl Installation {
     fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
         let claims: Vec<_> = desired.address_claims(address).collect();
         let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
         };
         let winner = claims.iter().find_map(|claim| Some((*claim, placed(&claim.identity)?)));
         let mut found = Vec::new();
@@ -177,8 +177,8 @@ impl Installation {
         );
         let count = count.filter(|_| !map_is_full);
         match (self.targets.want(key, count), count) {
-            (None, Some(_)) => self.gates.want_port(Gate::TARGET_PORTS, *port),
-            (Some(_), None) => self.gates.drop_port(Gate::TARGET_PORTS, *port),
+            (None, Some(_)) => self.lingering.open_target(key, &mut self.gates),
+            (Some(_), None) => self.lingering.close_target(key),
             _ => {}
         }
     }
@@ -265,7 +265,7 @@ impl Installation {
 
     fn content(&self, table: &TableView) -> Vec<Target> {
         let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
         };
         let choice = table.choice.iter().filter_map(|Chosen { identity, port, weight }| {
             let target = Target { backend: placed(identity)?, port: *port, pad: 0 };
@@ -297,14 +297,8 @@ impl Installation {
         }
         warnings.set(Subject::Frontend(frontend.address, frontend.port, frontend.protocol.number()), found);
         match (ledger.want(frontend, wanted), wanted) {
-            (None, Some(_)) => {
-                self.gates.want_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.want_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
-            (Some(_), None) => {
-                self.gates.drop_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.drop_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
+            (None, Some(_)) => self.lingering.open_frontend(frontend, &mut self.gates),
+            (Some(_), None) => self.lingering.close_frontend(frontend),
             _ => {}
         }
     }
