@@ -64,7 +64,7 @@ fn collect(mut packets: File, stop: &AtomicBool) -> Vec<Vec<u8>> {
     }
 }
 
-/// Recomputes every checksum of every TCP, UDP and IPv4 header in `frames`; returns how many packets were looked at.
+/// Recomputes every checksum of every TCP, UDP, ICMP and IPv4 header in `frames`; returns how many packets were looked at.
 /// Fails with the first wrong one.
 pub fn check_sums(frames: &[Vec<u8>]) -> Result<usize> {
     let mut checked = 0;
@@ -94,6 +94,12 @@ fn check(frame: &[u8]) -> Result<bool> {
         }
         (Some(TransportHeader::Udp(header)), Some(NetHeaders::Ipv6(ip, _))) => {
             (header.checksum, header.calc_checksum_ipv6(ip, payload)?)
+        }
+        (Some(TransportHeader::Icmpv4(header)), _) => {
+            (header.checksum, header.icmp_type.calc_checksum(payload))
+        }
+        (Some(TransportHeader::Icmpv6(header)), Some(NetHeaders::Ipv6(ip, _))) => {
+            (header.checksum, header.icmp_type.calc_checksum(ip.source, ip.destination, payload)?)
         }
         _ => return Ok(false),
     };

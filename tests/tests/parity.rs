@@ -77,7 +77,7 @@ fn stories_come_out_alike_on_the_host_and_in_the_kernel() {
 }
 
 /// Verdicts and reasons that generated pairs must meet, or they prove little.
-const IMPORTANT: [Reason; 20] = [
+const IMPORTANT: [Reason; 21] = [
     Reason::MALFORMED,
     Reason::OPTIONS,
     Reason::FRAGMENT,
@@ -98,6 +98,7 @@ const IMPORTANT: [Reason; 20] = [
     Reason::TABLE_FULL_ESTABLISHED,
     Reason::FORWARDING_OFF,
     Reason::INHERITED,
+    Reason::SOURCE_RANGE,
 ];
 
 #[test]
@@ -179,6 +180,7 @@ impl Met {
             (Hook::Xdp, "transmit"),
             (Hook::Xdp, "redirect"),
             (Hook::Xdp, "pass"),
+            (Hook::Xdp, "answer"),
             (Hook::Ingress, "deliver"),
             (Hook::Ingress, "redirect"),
             (Hook::Egress, "deliver"),

@@ -282,6 +282,7 @@ fn put_settings(
         node: node.to_owned(),
         snat_ports: ranges.to_vec(),
         timeouts: options.timeout.0,
+        reject_rate: options.reject_rate,
         hz: settings::hz()?,
     };
     let old: Option<Settings> = map.current().copied();

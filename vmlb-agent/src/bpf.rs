@@ -53,6 +53,9 @@ plain!(
     abi::Service,
     abi::Target,
     abi::TargetKey,
+    abi::EligibleKey,
+    abi::Affinity,
+    abi::Bucket,
     abi::Pod,
     abi::Hop,
     abi::Traffic,
@@ -71,7 +74,7 @@ macro_rules! plain_of_addresses {
     )*};
 }
 
-plain_of_addresses!(Backend, WireKey, FlowKey, ReplyKey, Flow, Reply);
+plain_of_addresses!(Backend, WireKey, FlowKey, ReplyKey, Flow, Reply, ClientKey, RangeKey);
 
 /// `union bpf_attr`, as far as the batch commands use it.
 #[repr(C)]

@@ -165,16 +165,22 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::BACKENDS,
         names::HOPS,
         names::INHERITED,
+        names::RANGES,
+        names::AFFINITY,
+        names::NEW_AFFINITY,
     ];
     let single = [
         names::SERVICES,
         names::SLOTS,
         names::TARGETS,
+        names::ELIGIBLE,
         names::SERVICE_NAMES,
         names::BACKEND_NAMES,
         names::NEIGHBOURS,
         names::TRAFFIC,
         names::REASONS,
+        names::ANSWERS,
+        names::SNAT_TRIES,
         names::DEVICES,
         names::GATE,
         names::SETTINGS,
@@ -252,7 +258,7 @@ mod tests {
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {
-        assert_eq!(map_names().count(), 29);
+        assert_eq!(map_names().count(), 38);
         assert!(is_pinned("flows_v6") && is_pinned("settings"));
         assert!(!is_pinned(".rodata") && !is_pinned("AYA_LOGS"));
     }

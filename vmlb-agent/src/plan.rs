@@ -211,7 +211,7 @@ const fn family_of(address: IpAddr) -> usize {
 
 fn frontend_record(key: Frontend, service: u32) -> Record {
     let Frontend { address, port, protocol } = key;
-    let value = abi::Frontend { service };
+    let value = abi::Frontend { service, flags: 0 };
     match address {
         IpAddr::V4(address) => {
             Record::Frontend4(abi::FrontendKey::new(address4(address), port, protocol), value)

@@ -134,6 +134,8 @@ pub struct Wanted {
     pub timeouts: Timeouts,
     /// Jiffies a second.
     pub hz: u32,
+    /// Refusals that one CPU may send in a second.
+    pub reject_rate: u32,
 }
 
 impl Wanted {
@@ -161,6 +163,7 @@ impl Wanted {
             snat_port_count: ranges.iter().map(|range| range.count()).sum(),
             timeouts: self.timeouts,
             inherited: installed.map_or(0, |settings| settings.inherited),
+            reject_rate: self.reject_rate,
             node,
         })
     }
@@ -244,6 +247,7 @@ pub fn differences(old: &Settings, new: &Settings) -> BTreeMap<&'static str, (St
         ("hz", old.hz.to_string(), new.hz.to_string()),
         ("snat ports", format!("{:?}", old.snat_ports), format!("{:?}", new.snat_ports)),
         ("timeouts", TimeoutFlag(old.timeouts).to_string(), TimeoutFlag(new.timeouts).to_string()),
+        ("reject rate", old.reject_rate.to_string(), new.reject_rate.to_string()),
         ("node", text(&old.node), text(&new.node)),
     ];
     rows.into_iter().filter(|(_, old, new)| old != new).map(|(name, old, new)| (name, (old, new))).collect()
@@ -328,6 +332,7 @@ mod tests {
             snat_ports: vec![PortRange { first: 1024, last: 29_999 }],
             timeouts: Timeouts::DEFAULT,
             hz: 250,
+            reject_rate: 1000,
         };
         let mut first = wanted.settings(None, 7)?;
         assert_eq!((first.generation, first.secret, first.snat_port_count), (1, 7, 28_976));

@@ -8,7 +8,7 @@ use crate::family::{Address, Address4, Address6};
 use crate::wire::Protocol;
 
 /// The ABI number in [`Settings::version`]; agents refuse pinned maps of another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps, which are also the names of their pins; at most 15 characters (kernel `BPF_OBJ_NAME_LEN`).
 pub mod names {
@@ -24,6 +24,8 @@ pub mod names {
     pub const SLOTS: &str = "slots";
     /// [`super::TargetKey`] → services that select it.
     pub const TARGETS: &str = "targets";
+    /// [`super::EligibleKey`] → 1; for services with session affinity only.
+    pub const ELIGIBLE: &str = "eligible";
     /// Service id → [`super::ServiceName`]; read by people and by the agent after a restart.
     pub const SERVICE_NAMES: &str = "service_names";
     /// Backend id → [`super::BackendName`]; read by people and by the agent after a restart.
@@ -34,6 +36,10 @@ pub mod names {
     pub const TRAFFIC: &str = "traffic";
     /// Reason number → packets, per CPU.
     pub const REASONS: &str = "reasons";
+    /// One [`super::Bucket`] per CPU: answers that may still be given.
+    pub const ANSWERS: &str = "answers";
+    /// [`super::Tries`] → flows, per CPU: how many ports the search for a SNAT port tried.
+    pub const SNAT_TRIES: &str = "snat_tries";
     /// Tables that exist once per family carry these suffixes.
     pub const FAMILIES: [&str; 2] = ["v4", "v6"];
     /// [`super::FrontendKey`] → [`super::Frontend`].
@@ -42,6 +48,12 @@ pub mod names {
     pub const BACKENDS: [&str; 2] = ["backends_v4", "backends_v6"];
     /// Pod address → [`super::Pod`].
     pub const PODS: [&str; 2] = ["pods_v4", "pods_v6"];
+    /// [`super::RangeKey`] → 1: source ranges of services, by longest prefix.
+    pub const RANGES: [&str; 2] = ["ranges_v4", "ranges_v6"];
+    /// [`super::ClientKey`] → [`super::Affinity`], of clients that have shown themselves.
+    pub const AFFINITY: [&str; 2] = ["affinity_v4", "affinity_v6"];
+    /// [`super::ClientKey`] → [`super::Affinity`], evictable.
+    pub const NEW_AFFINITY: [&str; 2] = ["new_affinity_v4", "new_affinity_v6"];
     /// [`super::WireKey`] → [`super::Inherited`].
     pub const INHERITED: [&str; 2] = ["inherited_v4", "inherited_v6"];
     /// [`super::FlowKey`] → [`super::Flow`], established.
@@ -154,6 +166,9 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Whether the tables of inherited connections are to be asked: 0 where nothing was inherited.
     pub inherited: u32,
+    /// Refusals (TCP RST, ICMP port unreachable) that one CPU may send in a second, at most 100,000; 0: all are left to
+    /// the stack.
+    pub reject_rate: u32,
     /// The node's name, cut at 63 octets, padded with zeros.
     pub node: [u8; 64],
 }
@@ -250,6 +265,16 @@ impl<A: Address> FrontendKey<A> {
 pub struct Frontend {
     /// Index into `services`.
     pub service: u32,
+    /// [`FrontendFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Frontend::flags`].
+pub struct FrontendFlags;
+
+impl FrontendFlags {
+    /// Only clients in the service's source ranges may open flows.
+    pub const RANGES: u32 = 1;
 }
 
 /// One port of a Service.
@@ -260,8 +285,8 @@ pub struct Service {
     pub selection: Selection,
     /// [`ServiceFlags`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Session affinity: for how many seconds after its last new flow a client stays with a target; 0: none.
+    pub affinity: u32,
 }
 
 /// A slice of `slots`.
@@ -310,6 +335,96 @@ pub struct TargetKey {
     pub protocol: u8,
     /// Zero.
     pub pad: u8,
+}
+
+/// Key of map `eligible`: a target that new flows of a service may be given to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct EligibleKey {
+    /// Service id.
+    pub service: u32,
+    /// Backend id.
+    pub backend: u32,
+    /// Port on the backend.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// A client of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ClientKey<A> {
+    /// Service id.
+    pub service: u32,
+    /// Client's address.
+    pub client: A,
+}
+
+/// A block of clients of a service: key of maps `ranges_*`, in the layout of `struct bpf_lpm_trie_key` (linux/bpf.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct RangeKey<A> {
+    /// Bits of `block` that count: 32 for the service and those of the address's prefix.
+    pub length: u32,
+    /// The service, and the first address of the block.
+    pub block: ClientKey<A>,
+}
+
+impl<A: Address> RangeKey<A> {
+    /// The block of the addresses that share the first `bits` bits of `address`.
+    pub const fn new(service: u32, address: A, bits: u32) -> Self {
+        Self { length: 32 + bits, block: ClientKey { service, client: address } }
+    }
+}
+
+/// The target that a client stays with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Affinity {
+    /// Where the client's flows go.
+    pub target: Target,
+    /// When the client's last flow was opened, jiffies.
+    pub seen: u32,
+}
+
+/// Answers that a CPU may still give: a bucket that fills by [`Settings::reject_rate`] a second and holds as many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bucket {
+    /// When it was last filled, jiffies.
+    pub filled: u32,
+    /// Answers in it, times [`Settings::hz`].
+    pub left: u32,
+}
+
+/// How many ports a search for a SNAT port tried: the index into map `snat_tries`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tries(u32);
+
+impl Tries {
+    /// The most ports that an entry stands for, by index; the entry before it has those that needed fewer.
+    pub const BOUNDS: [u32; 6] = [1, 2, 4, 8, 16, 32];
+    /// No port was free.
+    pub const EXHAUSTED: Self = Self(6);
+    /// Entries of the map.
+    pub const ENTRIES: u32 = 7;
+
+    /// The entry for a search that found its port at this try, the first being 1.
+    #[inline(always)]
+    pub const fn found_at(number: u32) -> Self {
+        let mut at = 0;
+        while at < Self::BOUNDS.len() - 1 && number > Self::BOUNDS[at] {
+            at += 1;
+        }
+        Self(at as u32)
+    }
+
+    /// The index.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.0
+    }
 }
 
 /// A backend's endpoint in one family: where the VM (or plain pod) is now.
@@ -632,6 +747,19 @@ const _: () = {
     assert!(size_of::<Backend<Address4>>() == 12 && size_of::<Backend<Address6>>() == 24);
     assert!(size_of::<Service>() == 16 && size_of::<Target>() == 8 && size_of::<TargetKey>() == 8);
     assert!(size_of::<Device>() == 24 && size_of::<Traffic>() == 40 && size_of::<NeighbourKey>() == 20);
-    assert!(size_of::<Settings>() == 16 + 16 + 4 + 28 + 4 + 64);
+    assert!(size_of::<Settings>() == 16 + 16 + 4 + 28 + 8 + 64);
+    assert!(size_of::<Frontend>() == 8 && size_of::<EligibleKey>() == 12 && size_of::<Affinity>() == 12);
+    assert!(size_of::<ClientKey<Address4>>() == 8 && size_of::<ClientKey<Address6>>() == 20);
     assert!(size_of::<ServiceName>() == 148 && size_of::<BackendName>() == 236);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_are_counted_under_the_least_bound_that_holds_them() {
+        let bound = |number| Tries::BOUNDS[Tries::found_at(number).index() as usize];
+        assert_eq!([1, 2, 3, 4, 5, 8, 9, 16, 17, 32].map(bound), [1, 2, 4, 4, 8, 8, 16, 16, 32, 32]);
+    }
+}

@@ -18,6 +18,31 @@ impl Sum {
         Self(self.0.wrapping_add(word))
     }
 
+    /// The sum of some words.
+    #[inline(always)]
+    pub fn of<const N: usize>(words: &[Be16; N]) -> Self {
+        let mut sum = 0u32;
+        let mut at = 0;
+        while at < N {
+            sum = sum.wrapping_add(words[at].raw() as u32);
+            at += 1;
+        }
+        Self(sum)
+    }
+
+    /// Both sums; together they still hold at most 65,536 words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+
+    /// The checksum field of what was summed with that field at zero.
+    #[inline(always)]
+    pub const fn complement(self) -> Be16 {
+        Be16::from_raw(!self.fold())
+    }
+
     /// Folded to 16 bits; carries are added back in.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "two folds leave at most 16 bits")]

@@ -10,12 +10,14 @@ use crate::packet::Packet;
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Ethernet, Ethertype};
 
+mod affinity;
 mod end;
 mod forward;
 mod gate;
 mod hop;
 mod inherited;
 mod open;
+mod reject;
 mod reply;
 mod snat;
 pub mod sweep;
@@ -67,6 +69,15 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
             return verdict;
         }
     }
+    let verdict = request::<F, P, K>(packet, kernel);
+    if verdict.is_reject() {
+        return Verdict::from_number(reject::answer::<F, P, K>(packet, kernel, verdict.reason()));
+    }
+    verdict
+}
+
+#[inline(always)]
+fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let verdict = Verdict::from_number(forward::established::<F, P, K>(packet, kernel));
     if verdict.is_final() {
         return verdict;

@@ -46,6 +46,9 @@ pub trait Address: Copy + Eq + Default + core::fmt::Debug + 'static {
     fn fold(&self) -> u32;
     /// The ones' complement sum of the address's 16-bit words.
     fn sum(&self) -> Sum;
+    /// Whether it names one host of the network, so that an answer may go there (RFC 1122 section 3.2.2, RFC 4443
+    /// section 2.4).
+    fn is_host(&self) -> bool;
 }
 
 impl Address for Address4 {
@@ -58,6 +61,13 @@ impl Address for Address4 {
     fn sum(&self) -> Sum {
         let word = self.fold();
         Sum::ZERO.add(word & 0xffff).add(word >> 16)
+    }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        let first = u32::from_be(self.fold()) >> 24;
+        // This network, loopback; from 224 up multicast, reserved and broadcast (RFC 6890).
+        first != 0 && first != 127 && first < 224
     }
 }
 
@@ -94,6 +104,13 @@ impl Address for Address6 {
             .add(d & 0xffff)
             .add(d >> 16)
     }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        // Unspecified and loopback; multicast.
+        (a | b | c | u32::from_be(d) >> 1) != 0 && u32::from_be(a) >> 24 != 0xff
+    }
 }
 
 /// Marks IPv4.
@@ -116,6 +133,10 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
     const VERSION: u8;
     /// Whether a UDP checksum of zero means "none" (RFC 768) or is not legal (RFC 8200 section 8.1).
     const UDP_CHECKSUM_OPTIONAL: bool;
+    /// The protocol that carries errors.
+    const ICMP: Protocol;
+    /// Type and code of "port unreachable" (RFC 792, RFC 4443 section 3.1).
+    const PORT_UNREACHABLE: Be16;
 }
 
 /// The fixed IP header, by the names both families share.
@@ -146,7 +167,20 @@ pub trait Header: Copy + 'static {
     fn decrement_ttl(&mut self) -> Delta;
     /// Applies `delta` to the header's own checksum, if it has one.
     fn fix_checksum(&mut self, delta: Delta);
+    /// Writes a whole header of this node's own, its checksum included; `length` octets follow it.
+    fn originate(
+        &mut self,
+        source: &Self::Address,
+        destination: &Self::Address,
+        protocol: Protocol,
+        length: u16,
+    );
+    /// The ones' complement sum of the header's words.
+    fn sum(&self) -> Sum;
 }
+
+/// Hops that a packet of this node's own may take, as of Linux (`IPDEFTTL`).
+const HOPS: u8 = 64;
 
 impl Family for V4 {
     type Address = Address4;
@@ -154,6 +188,8 @@ impl Family for V4 {
     const ETHERTYPE: Ethertype = Ethertype::IPV4;
     const VERSION: u8 = 4;
     const UDP_CHECKSUM_OPTIONAL: bool = true;
+    const ICMP: Protocol = Protocol::ICMP;
+    const PORT_UNREACHABLE: Be16 = Be16::new(0x0303);
 }
 
 impl Family for V6 {
@@ -162,6 +198,8 @@ impl Family for V6 {
     const ETHERTYPE: Ethertype = Ethertype::IPV6;
     const VERSION: u8 = 6;
     const UDP_CHECKSUM_OPTIONAL: bool = false;
+    const ICMP: Protocol = Protocol::ICMPV6;
+    const PORT_UNREACHABLE: Be16 = Be16::new(0x0104);
 }
 
 impl Header for Ipv4Header {
@@ -229,6 +267,33 @@ impl Header for Ipv4Header {
     fn fix_checksum(&mut self, delta: Delta) {
         self.checksum = delta.apply(self.checksum);
     }
+
+    #[inline(always)]
+    fn originate(&mut self, source: &Address4, destination: &Address4, protocol: Protocol, length: u16) {
+        self.version_tos = Be16::new(0x4500);
+        self.total_length = Be16::new(length.wrapping_add(20));
+        // Whole and not to be cut: the identification has no meaning (RFC 6864).
+        self.identification = Be16::new(0);
+        self.fragment = Be16::new(0x4000);
+        self.ttl_protocol = Be16::new((HOPS as u16) << 8 | protocol.number() as u16);
+        self.checksum = Be16::new(0);
+        self.set_source(source);
+        self.set_destination(destination);
+        self.checksum = self.sum().complement();
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        let start = [
+            self.version_tos,
+            self.total_length,
+            self.identification,
+            self.fragment,
+            self.ttl_protocol,
+            self.checksum,
+        ];
+        Sum::of(&start).and(Sum::of(&self.source)).and(Sum::of(&self.destination))
+    }
 }
 
 impl Header for Ipv6Header {
@@ -293,4 +358,20 @@ impl Header for Ipv6Header {
 
     #[inline(always)]
     fn fix_checksum(&mut self, _delta: Delta) {}
+
+    #[inline(always)]
+    fn originate(&mut self, source: &Address6, destination: &Address6, protocol: Protocol, length: u16) {
+        self.version_class = Be16::new(0x6000);
+        self.flow_label = Be16::new(0);
+        self.payload_length = Be16::new(length);
+        self.next_hop_limit = Be16::new((protocol.number() as u16) << 8 | HOPS as u16);
+        self.set_source(source);
+        self.set_destination(destination);
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        let start = [self.version_class, self.flow_label, self.payload_length, self.next_hop_limit];
+        Sum::of(&start).and(Sum::of(&self.source)).and(Sum::of(&self.destination))
+    }
 }

@@ -10,6 +10,7 @@ use crate::datapath;
 use crate::verdict::Verdict;
 
 mod buffer;
+mod clients;
 mod family;
 mod fib;
 mod node;
@@ -17,6 +18,7 @@ mod table;
 mod tables;
 
 pub use buffer::{Buffer, Tc, Xdp};
+pub use clients::Range;
 pub use family::HostFamily;
 pub use fib::{Gateway, Question, Routes};
 pub use node::{Capacities, Lookups, Node, Socket};

@@ -4,8 +4,8 @@
 use core::ffi::c_void;
 
 use crate::abi::{
-    Backend, Device, Flow, FlowKey, Frontend, FrontendKey, Pod, Reply, ReplyKey, Service, Settings, Target,
-    TargetKey, Traffic, WireKey,
+    Affinity, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey, Pod,
+    Reply, ReplyKey, Service, Settings, Target, TargetKey, Traffic, Tries, WireKey,
 };
 use crate::family::{Address, Family};
 use crate::live::{Live, Slot, Word};
@@ -13,7 +13,7 @@ use crate::packet::Packet;
 use crate::verdict::Reason;
 use crate::wire::Protocol;
 
-/// Which of the two flow tables an entry is in.
+/// Which of two tables an entry is in, of flows or of what is known of clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Not proved yet; the least recently used entry makes room for a new one.
@@ -73,6 +73,14 @@ pub trait Tables<F: Family> {
     fn inherited(&self, key: &WireKey<F::Address>) -> Option<Word<'_>>;
     /// Forgets an inherited connection.
     fn remove_inherited(&self, key: &WireKey<F::Address>);
+    /// Whether the client is in one of the service's source ranges.
+    fn is_in_ranges(&self, key: &ClientKey<F::Address>) -> bool;
+    /// The target that a client stays with.
+    fn affinity(&self, stage: Stage, key: &ClientKey<F::Address>) -> Option<&Affinity>;
+    /// Writes the target that a client stays with; without effect where the table is full.
+    fn set_affinity(&self, stage: Stage, key: &ClientKey<F::Address>, to: &Affinity);
+    /// Forgets the target that a client stays with.
+    fn remove_affinity(&self, stage: Stage, key: &ClientKey<F::Address>);
     /// The address that SNAT takes on `device`.
     fn snat_address<'a>(&self, device: &'a Device) -> &'a F::Address;
 }
@@ -145,6 +153,12 @@ pub trait Kernel {
     fn slot(&self, index: u32) -> Option<Target>;
     /// Whether a service selects this target.
     fn is_target(&self, key: &TargetKey) -> bool;
+    /// Whether new flows of a service with session affinity may be given to this target.
+    fn is_eligible(&self, key: &EligibleKey) -> bool;
+    /// Takes from this CPU's bucket of answers; what `take` says, `false` where there is no bucket.
+    fn spend(&self, take: impl FnOnce(&mut Bucket) -> bool) -> bool;
+    /// Counts a search for a SNAT port.
+    fn count_tries(&self, tries: Tries);
     /// Adds to a backend's traffic on this CPU.
     fn account(&self, backend: u32, add: impl FnOnce(&mut Traffic));
     /// Counts a packet under a reason.

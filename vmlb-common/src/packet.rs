@@ -58,6 +58,11 @@ pub trait Packet {
     /// have been written. Views taken before are void.
     fn fix_checksums<F: Family>(&mut self, protocol: Protocol, header: Delta, addresses: Delta, ports: Delta);
 
+    /// Cuts the frame behind its first `kept` octets and makes room for `front` octets before them. Views taken before
+    /// are void. `false`: this hook cannot, and the frame is of no use any more.
+    #[must_use]
+    fn reshape(&mut self, kept: u32, front: u32) -> bool;
+
     /// Sends the finished packet by `hop`; MAC addresses are written where the hook sends frames.
     fn send(&mut self, hop: Slot) -> Verdict;
 }

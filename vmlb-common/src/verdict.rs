@@ -20,6 +20,8 @@ impl Verdict {
     const DEFER: u32 = 5;
     const PUNT: u32 = 6;
     const DROP: u32 = 7;
+    const REJECT: u32 = 8;
+    const ANSWER: u32 = 9;
 
     /// Untouched to TC ingress of the same device, which translates and sends it.
     #[inline(always)]
@@ -37,6 +39,18 @@ impl Verdict {
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
         Self(Self::DROP | reason.0 << 8)
+    }
+
+    /// To be refused so that its sender learns of it; a stage's word, which [`crate::datapath`] carries out.
+    #[inline(always)]
+    pub const fn reject(reason: Reason) -> Self {
+        Self(Self::REJECT | reason.0 << 8)
+    }
+
+    /// Made into the answer that refuses it, and back out of the device it came in by.
+    #[inline(always)]
+    pub const fn answer(reason: Reason) -> Self {
+        Self(Self::ANSWER | reason.0 << 8)
     }
 
     /// Whether a stage decided.
@@ -61,6 +75,18 @@ impl Verdict {
     #[inline(always)]
     pub const fn is_punt(self) -> bool {
         self.0 & 0xff == Self::PUNT
+    }
+
+    /// Whether the packet is to be refused.
+    #[inline(always)]
+    pub const fn is_reject(self) -> bool {
+        self.0 & 0xff == Self::REJECT
+    }
+
+    /// Whether the packet has become its own answer.
+    #[inline(always)]
+    pub const fn is_answer(self) -> bool {
+        self.0 & 0xff == Self::ANSWER
     }
 
     /// The reason; [`Reason::NONE`] where none belongs.
@@ -91,6 +117,8 @@ impl Verdict {
             4 => "redirect",
             Self::DEFER => "defer",
             Self::PUNT => "punt",
+            Self::REJECT => "reject",
+            Self::ANSWER => "answer",
             _ => "drop",
         }
     }
@@ -128,12 +156,12 @@ reasons! {
     2 OPTIONS "ip_options" "Punted: an IPv4 header with options.";
     3 FRAGMENT "fragment" "Punted: a fragment.";
     4 MID_FLOW "mid_flow" "Punted: TCP in mid-flow without a flow entry; its connection may be the stack's.";
-    5 NO_BACKEND "no_backend" "Punted: the Service has no usable backend anywhere.";
+    5 NO_BACKEND "no_backend" "Rejected: the Service has no usable backend anywhere.";
     6 NO_LOCAL_BACKEND "no_local_backend" "Dropped: policy Local, and the usable backends are all on other nodes.";
-    7 BACKEND_GONE "backend_gone" "Dropped: the flow's backend no longer exists.";
+    7 BACKEND_GONE "backend_gone" "Rejected: the flow's backend no longer exists.";
     8 TABLE_FULL "table_full" "Punted: the flow table refused a new entry.";
     9 FLOW_BUSY "flow_busy" "Dropped: the flow is being removed at this moment.";
-    10 SNAT_EXHAUSTED "snat_exhausted" "Dropped: every SNAT port tried for this target is taken.";
+    10 SNAT_EXHAUSTED "snat_exhausted" "Rejected: every SNAT port tried for this target is taken.";
     11 NO_SNAT_ADDRESS "no_snat_address" "Punted: the device to the backend has no address to SNAT to.";
     12 NO_ROUTE "no_route" "Punted: the FIB has no usable route.";
     13 FOREIGN_DEVICE "foreign_device" "Punted: the route leads into a device that vmlb does not manage.";
@@ -147,6 +175,8 @@ reasons! {
     21 TABLE_FULL_ESTABLISHED "table_full_established" "Counted: the flow was proved but stays evictable, the established table is full.";
     22 FORWARDING_OFF "forwarding_off" "Punted: IP forwarding is off on the device.";
     23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came.";
+    24 SOURCE_RANGE "source_range" "Dropped: loadBalancerSourceRanges does not admit the client.";
+    25 REJECT_LIMIT "reject_limit" "Dropped: to be rejected, but this CPU has sent as many answers in this second as it may.";
 }
 
 impl Reason {

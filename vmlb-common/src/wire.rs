@@ -1,6 +1,8 @@
 //! Headers as they lie on the wire, in big-endian 16-bit words. Words, not bytes: byte arrays make LLVM load byte
 //! by byte and overflow the 512-byte BPF stack; alignment 2 is what an Ethernet header leaves.
 
+use crate::checksum::Sum;
+
 /// A big-endian 16-bit word; equality and copying need no swap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -86,6 +88,10 @@ impl Ethertype {
 pub struct Protocol(u8);
 
 impl Protocol {
+    /// ICMP, RFC 792.
+    pub const ICMP: Self = Self(1);
+    /// ICMPv6, RFC 4443.
+    pub const ICMPV6: Self = Self(58);
     /// TCP, RFC 9293.
     pub const TCP: Self = Self(6);
     /// UDP, RFC 768.
@@ -216,6 +222,21 @@ impl TcpHeader {
     pub fn acknowledgment_number(&self) -> u32 {
         u32::from(self.acknowledgment[0].get()) << 16 | u32::from(self.acknowledgment[1].get())
     }
+
+    /// The ones' complement sum of the header's words.
+    #[inline(always)]
+    pub fn sum(&self) -> Sum {
+        let ends =
+            [self.source, self.destination, self.offset_flags, self.window, self.checksum, self.urgent];
+        Sum::of(&ends).and(Sum::of(&self.sequence)).and(Sum::of(&self.acknowledgment))
+    }
+}
+
+/// A number as two words, high word first.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the number is cut in halves")]
+pub const fn words_of(number: u32) -> [Be16; 2] {
+    [Be16::new((number >> 16) as u16), Be16::new(number as u16)]
 }
 
 /// The eight classic TCP flags.
@@ -232,6 +253,8 @@ impl TcpFlags {
     pub const RST: Self = Self(0x04);
     /// The acknowledgment field counts.
     pub const ACK: Self = Self(0x10);
+    /// RST and ACK.
+    pub const RST_ACK: Self = Self(0x14);
 
     /// Whether any flag of `other` is set.
     #[inline(always)]
@@ -266,6 +289,18 @@ pub struct UdpHeader {
     pub checksum: Be16,
 }
 
+/// The header of an ICMP or ICMPv6 error without a number of its own (RFC 792, RFC 4443 section 3.1).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct IcmpHeader {
+    /// Type and code.
+    pub kind: Be16,
+    /// Checksum; for ICMPv6 over the pseudo header too.
+    pub checksum: Be16,
+    /// Zero.
+    pub unused: [Be16; 2],
+}
+
 /// Types that may be laid over packet octets.
 ///
 /// # Safety
@@ -282,3 +317,5 @@ unsafe impl Wire for Ipv6Header {}
 unsafe impl Wire for TcpHeader {}
 // SAFETY: as above.
 unsafe impl Wire for UdpHeader {}
+// SAFETY: as above.
+unsafe impl Wire for IcmpHeader {}

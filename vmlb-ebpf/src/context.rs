@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data,
-    bpf_xdp_adjust_meta,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
 };
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Family;
@@ -57,6 +57,9 @@ impl Xdp {
         }
         if verdict.is_defer() {
             return self.mark();
+        }
+        if verdict.is_answer() {
+            return xdp_action::XDP_TX;
         }
         match verdict {
             Verdict::TRANSMIT => xdp_action::XDP_TX,
@@ -123,6 +126,16 @@ impl Packet for Xdp {
         ports: Delta,
     ) {
         fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
+    }
+
+    #[inline(always)]
+    fn reshape(&mut self, kept: u32, front: u32) -> bool {
+        let cut = kept.wrapping_sub(self.length()) as i32;
+        // SAFETY: the context is this program's; views are taken afterwards.
+        unsafe {
+            (cut == 0 || bpf_xdp_adjust_tail(self.0, cut) == 0)
+                && (front == 0 || bpf_xdp_adjust_head(self.0, (front as i32).wrapping_neg()) == 0)
+        }
     }
 
     #[inline(always)]
@@ -245,6 +258,12 @@ impl Packet for Tc {
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(addresses.wsum()), PSEUDO | flags);
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(ports.wsum()), flags);
         }
+    }
+
+    #[inline(always)]
+    fn reshape(&mut self, _kept: u32, _front: u32) -> bool {
+        // A partial checksum would be completed over what stands there then.
+        false
     }
 
     #[inline(always)]

@@ -4,13 +4,15 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
 use vmlb_common::abi::{
-    Backend, BackendFlags, BackendName, Device, Flow, FlowKey, Frontend, FrontendKey, Gate, Hop, Inherited,
-    NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName, Settings, Target, TargetKey, Traffic, WireKey,
+    Affinity, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend,
+    FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName, Settings, Target,
+    TargetKey, Traffic, Tries, WireKey,
 };
 use vmlb_common::family::{Address4, Address6, Family, V4, V6};
 use vmlb_common::kernel::{Ends, Kernel, Query, Refused, Route, Search, Stage, Step, Tables};
@@ -26,6 +28,7 @@ const SLOTS: usize = 1 << 20;
 const BACKENDS: usize = 16_384;
 const FRONTENDS: usize = 32_768;
 const FLOWS: usize = 65_536;
+const CLIENTS: usize = 65_536;
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "settings")]
@@ -50,13 +53,20 @@ static NEIGHBOURS: HashMap<NeighbourKey, u32, 4096, SPARSE> = HashMap::new();
 static TRAFFIC: PerCpuArray<Traffic, BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "reasons")]
 static REASONS: PerCpuArray<u64, { Reason::ENTRIES as usize }> = PerCpuArray::new();
+#[btf_map(name = "eligible")]
+static ELIGIBLE: HashMap<EligibleKey, u32, BACKENDS, SPARSE> = HashMap::new();
+#[btf_map(name = "answers")]
+static ANSWERS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "snat_tries")]
+static SNAT_TRIES: PerCpuArray<u64, { Tries::ENTRIES as usize }> = PerCpuArray::new();
 
 macro_rules! tables {
     ($family:ident $address:ident $snat:ident
      $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
      $pods:ident $pods_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
      $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
-     $inherited:ident $inherited_name:literal) => {
+     $inherited:ident $inherited_name:literal $ranges:ident $ranges_name:literal
+     $affinity:ident $affinity_name:literal $new_affinity:ident $new_affinity_name:literal) => {
         #[btf_map(name = $frontends_name)]
         static $frontends: HashMap<FrontendKey<$address>, Frontend, FRONTENDS> = HashMap::new();
         #[btf_map(name = $backends_name)]
@@ -76,6 +86,12 @@ macro_rules! tables {
 
         #[btf_map(name = $inherited_name)]
         static $inherited: HashMap<WireKey<$address>, Inherited, FLOWS, SPARSE> = HashMap::new();
+        #[btf_map(name = $ranges_name)]
+        static $ranges: LpmTrie<ClientKey<$address>, u32, FRONTENDS> = LpmTrie::new();
+        #[btf_map(name = $affinity_name)]
+        static $affinity: HashMap<ClientKey<$address>, Affinity, CLIENTS, SPARSE> = HashMap::new();
+        #[btf_map(name = $new_affinity_name)]
+        static $new_affinity: LruHashMap<ClientKey<$address>, Affinity, CLIENTS> = LruHashMap::new();
 
         impl Tables<$family> for Node {
             #[inline(always)]
@@ -176,6 +192,40 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn is_in_ranges(&self, key: &ClientKey<$address>) -> bool {
+                let whole = 8 * size_of::<ClientKey<$address>>() as u32;
+                $ranges.get(&Key::new(whole, *key)).is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, stage: Stage, key: &ClientKey<$address>) -> Option<&Affinity> {
+                // SAFETY: entries are replaced whole, by new elements; one that is given to another client meanwhile
+                // says where that one goes, which costs this one its affinity.
+                unsafe {
+                    match stage {
+                        Stage::Half => $new_affinity.get(key),
+                        Stage::Established => $affinity.get(key),
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn set_affinity(&self, stage: Stage, key: &ClientKey<$address>, to: &Affinity) {
+                let _without_effect_where_full = match stage {
+                    Stage::Half => $new_affinity.insert(key, to, ANY),
+                    Stage::Established => $affinity.insert(key, to, ANY),
+                };
+            }
+
+            #[inline(always)]
+            fn remove_affinity(&self, stage: Stage, key: &ClientKey<$address>) {
+                let _already_gone = match stage {
+                    Stage::Half => $new_affinity.remove(key),
+                    Stage::Established => $affinity.remove(key),
+                };
+            }
+
+            #[inline(always)]
             fn snat_address<'a>(&self, device: &'a Device) -> &'a $address {
                 &device.$snat
             }
@@ -186,13 +236,16 @@ macro_rules! tables {
 tables! { V4 Address4 snat_v4
 FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4" PODS_V4 "pods_v4"
 FLOWS_V4 "flows_v4" REPLIES_V4 "replies_v4" HALF_FLOWS_V4 "half_flows_v4" HALF_REPLIES_V4 "half_replies_v4"
-INHERITED_V4 "inherited_v4" }
+INHERITED_V4 "inherited_v4" RANGES_V4 "ranges_v4"
+AFFINITY_V4 "affinity_v4" NEW_AFFINITY_V4 "new_affinity_v4" }
 tables! { V6 Address6 snat_v6
 FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6" PODS_V6 "pods_v6"
 FLOWS_V6 "flows_v6" REPLIES_V6 "replies_v6" HALF_FLOWS_V6 "half_flows_v6" HALF_REPLIES_V6 "half_replies_v6"
-INHERITED_V6 "inherited_v6" }
+INHERITED_V6 "inherited_v6" RANGES_V6 "ranges_v6"
+AFFINITY_V6 "affinity_v6" NEW_AFFINITY_V6 "new_affinity_v6" }
 
 const NEW: u64 = BPF_NOEXIST as u64;
+const ANY: u64 = BPF_ANY as u64;
 
 /// `-EEXIST` (include/uapi/asm-generic/errno-base.h); every other refusal is a want of room.
 const EXISTS: i32 = -17;
@@ -241,6 +294,28 @@ impl Kernel for Node {
     #[inline(always)]
     fn is_target(&self, key: &TargetKey) -> bool {
         TARGETS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_eligible(&self, key: &EligibleKey) -> bool {
+        ELIGIBLE.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn spend(&self, take: impl FnOnce(&mut Bucket) -> bool) -> bool {
+        match ANSWERS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own copy, and no other program of ours runs on it meanwhile.
+            Some(bucket) => take(unsafe { &mut *bucket }),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn count_tries(&self, tries: Tries) {
+        if let Some(counter) = SNAT_TRIES.get_ptr_mut(tries.index()) {
+            // SAFETY: this CPU's own copy.
+            unsafe { *counter = (*counter).wrapping_add(1) };
+        }
     }
 
     #[inline(always)]
@@ -321,6 +396,8 @@ walk! {
     half_replies_v6 HALF_REPLIES_V6 half_reply_v6;
     inherited_v4 INHERITED_V4 inherited_v4;
     inherited_v6 INHERITED_V6 inherited_v6;
+    affinity_v4 AFFINITY_V4 client_v4;
+    affinity_v6 AFFINITY_V6 client_v6;
 }
 
 /// Maps that only user space reads stay in the object because a program refers to them.

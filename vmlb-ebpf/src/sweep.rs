@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use vmlb_common::abi::{Flow, FlowKey, Reply, ReplyKey, WireKey};
+use vmlb_common::abi::{Affinity, ClientKey, Flow, FlowKey, Reply, ReplyKey, WireKey};
 use vmlb_common::datapath::sweep;
 use vmlb_common::family::{Family, V4, V6};
 use vmlb_common::kernel::{Stage, Tables};
@@ -47,6 +47,16 @@ where
     }
 }
 
+#[inline(always)]
+fn client<F: Family>(_: Stage, key: *mut c_void, value: *mut c_void)
+where
+    Node: Tables<F>,
+{
+    // SAFETY: as above; entries are replaced whole, never written in place.
+    let (key, known) = unsafe { (key.cast::<ClientKey<F::Address>>().read(), value.cast::<Affinity>().read()) };
+    sweep::client(&Node, &key, &known);
+}
+
 macro_rules! callbacks {
     ($($name:ident $what:ident $family:ident $stage:ident;)*) => {
         $(
@@ -69,6 +79,8 @@ callbacks! {
     half_reply_v6 reply V6 Half;
     inherited_v4 inherited V4 Established;
     inherited_v6 inherited V6 Established;
+    client_v4 client V4 Established;
+    client_v6 client V6 Established;
 }
 
 /// One pass over all tables.
@@ -84,4 +96,6 @@ pub(crate) fn pass() {
     maps::half_replies_v6();
     maps::inherited_v4();
     maps::inherited_v6();
+    maps::affinity_v4();
+    maps::affinity_v6();
 }

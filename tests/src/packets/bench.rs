@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use vmlb_common::abi::{Hop, Inherited, WireKey};
+use vmlb_common::abi::{Affinity, ClientKey, Hop, Inherited, WireKey};
 use vmlb_common::family::{Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Lookups, Node, Outcome, Pairs};
 use vmlb_common::kernel::{Kernel, Stage};
@@ -20,6 +20,10 @@ pub struct Flows<A: Ord> {
     pub half: Pairs<A>,
     /// Established pairs.
     pub established: Pairs<A>,
+    /// What clients that have not shown themselves stay with.
+    pub new_affinity: BTreeMap<ClientKey<A>, Affinity>,
+    /// What clients that have stay with.
+    pub affinity: BTreeMap<ClientKey<A>, Affinity>,
     /// Connections that are the stack's.
     pub inherited: BTreeMap<WireKey<A>, Inherited>,
     /// Cached next hops to backends.
@@ -28,8 +32,14 @@ pub struct Flows<A: Ord> {
 
 impl<A: Ord> Default for Flows<A> {
     fn default() -> Self {
-        let (half, established) = (Pairs::default(), Pairs::default());
-        Self { half, established, inherited: BTreeMap::new(), hops: BTreeMap::new() }
+        Self {
+            half: Pairs::default(),
+            established: Pairs::default(),
+            new_affinity: BTreeMap::new(),
+            affinity: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            hops: BTreeMap::new(),
+        }
     }
 }
 
@@ -50,6 +60,10 @@ impl<A: Ord> Flows<A> {
             }
         }
         self.inherited.values_mut().for_each(|entry| older(&mut entry.seen));
+        self.affinity
+            .values_mut()
+            .chain(self.new_affinity.values_mut())
+            .for_each(|known| older(&mut known.seen));
         self.hops.values_mut().for_each(|hop| older(&mut hop.filled));
     }
 }
@@ -173,6 +187,8 @@ impl Host {
         Flows {
             half: self.node.pairs::<F>(Stage::Half),
             established: self.node.pairs::<F>(Stage::Established),
+            new_affinity: self.node.affinities::<F>(Stage::Half),
+            affinity: self.node.affinities::<F>(Stage::Established),
             inherited: self.node.inherited_connections::<F>(),
             hops: PRESENT.map(|id| (id, self.node.hop::<F>(id))).into(),
         }
@@ -190,6 +206,11 @@ impl Host {
             }
             for (key, reply) in &pairs.replies {
                 self.node.put_reply::<F>(stage, key, reply).expect("the table is large enough");
+            }
+        }
+        for (stage, known) in [(Stage::Half, &to.new_affinity), (Stage::Established, &to.affinity)] {
+            for (key, to) in known {
+                self.node.put_affinity::<F>(stage, key, to).expect("the table is large enough");
             }
         }
         for (key, value) in &to.inherited {

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use etherparse::icmpv6::DestUnreachableCode as Unreachable6;
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader,
+    EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header,
+    Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader, icmpv4::DestUnreachableHeader as Unreachable4,
 };
 use vmlb_common::wire::Protocol;
 
@@ -23,6 +25,7 @@ pub struct Frame {
     flags: Flags,
     sequence: u32,
     acknowledgment: u32,
+    window: u16,
     payload: Vec<u8>,
     sum: Sum,
 }
@@ -52,6 +55,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
         flags: Flags::default(),
         sequence: 0,
         acknowledgment: 0,
+        window: 4096,
         payload: Vec::new(),
         sum: Sum::Right,
     }
@@ -112,6 +116,20 @@ impl Frame {
         self
     }
 
+    /// With this window.
+    #[must_use]
+    pub fn window(mut self, octets: u16) -> Self {
+        self.window = octets;
+        self
+    }
+
+    /// The refusal of this packet: back by the way it came, by nobody who ever had a window.
+    #[must_use]
+    pub fn refusal(&self) -> Self {
+        let (from, to) = self.macs;
+        tcp(self.destination, self.source).rst().window(0).macs(to, from)
+    }
+
     /// With these data.
     #[must_use]
     pub fn data(mut self, payload: &[u8]) -> Self {
@@ -162,6 +180,32 @@ impl Frame {
         out
     }
 
+    /// The octets of the refusal "port unreachable", which quotes the IP header and eight octets.
+    pub fn unreachable(&self) -> Vec<u8> {
+        let whole = self.octets();
+        let (from, to) = self.macs;
+        let back = Frame { macs: (to, from), ttl: 64, ..between(self.destination, self.source, self) };
+        let (protocol, header) = if self.source.is_ipv4() { (1, 20) } else { (58, 40) };
+        let quoted = &whole[14..14 + header + 8];
+        let back = Frame { protocol: Protocol::new(protocol), ..back };
+        let mut out = back.octets()[..14].to_vec();
+        match back.network(8 + quoted.len()) {
+            Network::V4(ip) => {
+                ip.write(&mut out).expect("a vector takes everything");
+                let kind = Icmpv4Type::DestinationUnreachable(Unreachable4::Port);
+                out.extend(Icmpv4Header::with_checksum(kind, quoted).to_bytes());
+            }
+            Network::V6(ip) => {
+                ip.write(&mut out).expect("a vector takes everything");
+                let kind = Icmpv6Type::DestinationUnreachable(Unreachable6::Port);
+                let header = Icmpv6Header::with_checksum(kind, ip.source, ip.destination, quoted);
+                out.extend(header.expect("test packets are short").to_bytes());
+            }
+        }
+        out.extend(quoted);
+        out
+    }
+
     fn network(&self, length: usize) -> Network {
         let number = IpNumber(self.protocol.number());
         let length = u16::try_from(length).expect("test packets are short");
@@ -203,7 +247,8 @@ impl Frame {
     }
 
     fn tcp_header(&self) -> TcpHeader {
-        let mut header = TcpHeader::new(self.source.port(), self.destination.port(), self.sequence, 4096);
+        let mut header =
+            TcpHeader::new(self.source.port(), self.destination.port(), self.sequence, self.window);
         header.acknowledgment_number = self.acknowledgment;
         header.syn = self.flags.syn != 0;
         header.ack = self.flags.ack != 0;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmlb_common::abi::{
-    self, Backend, Device, Frontend, FrontendKey, Gate, Pod, PortRange, Service, Settings, Target, TargetKey,
-    Timeouts,
+    self, Backend, ClientKey, Device, EligibleKey, Frontend, FrontendKey, Gate, Pod, PortRange, Service,
+    Settings, Target, TargetKey, Timeouts,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{HostFamily, Node};
@@ -24,6 +24,8 @@ pub struct Records {
     pub slots: BTreeMap<u32, Target>,
     /// Map `targets`.
     pub targets: BTreeSet<TargetKey>,
+    /// Map `eligible`.
+    pub eligible: BTreeSet<EligibleKey>,
     /// Maps of IPv4.
     pub v4: Addressed<Address4>,
     /// Maps of IPv6.
@@ -39,6 +41,8 @@ pub struct Addressed<A: Ord> {
     pub backends: BTreeMap<u32, Backend<A>>,
     /// Map `pods_*`.
     pub pods: BTreeMap<A, Pod>,
+    /// Map `ranges_*`: blocks and the length of their prefix.
+    pub ranges: BTreeSet<(ClientKey<A>, u32)>,
 }
 
 impl Records {
@@ -53,6 +57,7 @@ impl Records {
             snat_port_count: 0,
             timeouts: Timeouts::DEFAULT,
             inherited: 0,
+            reject_rate: 1000,
             node: [0; 64],
         };
         Self {
@@ -62,6 +67,7 @@ impl Records {
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
             targets: BTreeSet::new(),
+            eligible: BTreeSet::new(),
             v4: Addressed::default(),
             v6: Addressed::default(),
         }
@@ -106,9 +112,8 @@ impl Records {
         for (&index, &target) in &self.slots {
             node.set_slot(index, target);
         }
-        for &target in &self.targets {
-            node.add_target(target);
-        }
+        node.set_targets(self.targets.iter().copied());
+        node.set_eligible(self.eligible.iter().copied());
         self.v4.install::<V4>(old.map(|old| &old.v4), node);
         self.v6.install::<V6>(old.map(|old| &old.v6), node);
     }
@@ -121,6 +126,7 @@ impl<A: Address + Ord> Addressed<A> {
             old.backends.keys().for_each(|id| node.set_backend::<F>(*id, None));
             old.pods.keys().for_each(|address| node.set_pod::<F>(*address, None));
         }
+        node.set_ranges::<F>(self.ranges.iter().copied());
         self.frontends.iter().for_each(|(key, to)| node.set_frontend::<F>(*key, Some(*to)));
         self.backends.iter().for_each(|(id, to)| node.set_backend::<F>(*id, Some(*to)));
         self.pods.iter().for_each(|(address, to)| node.set_pod::<F>(*address, Some(*to)));

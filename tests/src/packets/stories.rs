@@ -3,6 +3,7 @@
 use super::story::Story;
 use super::world::Net;
 
+mod clients;
 mod device;
 mod ends;
 mod foreign;
@@ -16,7 +17,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 10] = [
+    let subjects: [fn(Net) -> Vec<Story>; 11] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -27,6 +28,7 @@ pub fn all(net: Net) -> Vec<Story> {
         hops::stories,
         foreign::stories,
         malformed::stories,
+        clients::stories,
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }

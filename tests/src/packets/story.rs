@@ -45,6 +45,10 @@ pub enum Expect {
     Punted(Reason),
     /// XDP leaves it to TC for the first reason, which drops it for the second.
     DroppedByTc(Reason, Reason),
+    /// XDP makes it these octets and sends it back, for this reason; TC leaves it to the stack.
+    Answered(Reason, Vec<u8>),
+    /// Refused, but by XDP without an answer, for this reason; TC leaves it to the stack.
+    Unanswered(Reason),
     /// Gone, for this reason.
     Dropped(Reason),
 }
@@ -284,7 +288,11 @@ impl Meeting {
             }
             Expect::Sent(frame, exit) => (Verdict::REDIRECT, frame.octets(), Some(exit.device)),
             Expect::SentByTc(_, frame, device) => (Verdict::REDIRECT, frame.octets(), Some(*device)),
-            Expect::Punted(reason) => (Verdict::punt(*reason), octets.to_vec(), None),
+            Expect::Answered(reason, octets) if by_xdp => (Verdict::answer(*reason), octets.clone(), None),
+            Expect::Unanswered(reason) if by_xdp => (Verdict::drop(*reason), octets.to_vec(), None),
+            Expect::Punted(reason) | Expect::Answered(reason, _) | Expect::Unanswered(reason) => {
+                (Verdict::punt(*reason), octets.to_vec(), None)
+            }
             Expect::Dropped(reason) | Expect::DroppedByTc(_, reason) => {
                 (Verdict::drop(*reason), octets.to_vec(), None)
             }

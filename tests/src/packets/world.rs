@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use vmlb_common::abi::{
-    Backend, BackendFlags, Device, DeviceFlags, Frontend, FrontendKey, Gate, Pod, Selection, Service,
-    ServiceFlags, Target, TargetKey,
+    Backend, BackendFlags, ClientKey, Device, DeviceFlags, EligibleKey, Frontend, FrontendFlags, FrontendKey,
+    Gate, Pod, Selection, Service, ServiceFlags, Target, TargetKey,
 };
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
@@ -56,6 +56,12 @@ pub const LOCAL: u16 = 30022;
 pub const RANDOM: u16 = 30023;
 /// Port of a service with backends 1, 2, 5 and 8.
 pub const MANY: u16 = 30024;
+/// Port of a service with the same backends, with which clients stay for [`STAY`] seconds.
+pub const STICKY: u16 = 30025;
+/// Seconds for which clients stay.
+pub const STAY: u32 = 100;
+/// Port of a service with backend 1, for some clients only: see [`Net::block`].
+pub const RANGED: u16 = 30026;
 /// The first SNAT port.
 pub const FIRST_SNAT_PORT: u16 = 61000;
 /// The last SNAT port.
@@ -123,6 +129,19 @@ impl Net {
     pub fn pod(self, backend: u32) -> SocketAddr {
         let (node, index) = HOMES[backend as usize];
         address::pod(node, index).socket(self.0, TARGET_PORT)
+    }
+
+    /// The clients that [`RANGED`] admits: numbers 0 to 63, and their prefix length.
+    pub fn block(self) -> (IpAddr, u32) {
+        match self.0 {
+            Family::V4 => (mask(self.client(0, 0).ip(), 26), 26),
+            Family::V6 => (mask(self.client(0, 0).ip(), 122), 122),
+        }
+    }
+
+    /// An address that no packet on a wire comes from.
+    pub fn loopback(self) -> IpAddr {
+        self.pick("127.0.0.1", "::1")
     }
 
     /// Somebody who has nothing to do with vmlb.
@@ -226,6 +245,8 @@ impl World {
         }
         add_backends::<V4>(&mut world.records.v4, Net(Family::V4));
         add_backends::<V6>(&mut world.records.v6, Net(Family::V6));
+        add_ranges::<V4>(&mut world.records.v4, Net(Family::V4));
+        add_ranges::<V6>(&mut world.records.v6, Net(Family::V6));
         world
     }
 
@@ -253,6 +274,26 @@ impl World {
         self.select(LOCAL, ServiceFlags::LOCAL, &[1]);
         self.select(RANDOM, ServiceFlags::RANDOM, &[1, 2]);
         self.select(MANY, 0, &[1, 2, 5, 8, 2, 1, 5]);
+        self.select(STICKY, 0, &[1, 2, 5, 8, 2, 1, 5]);
+        self.stick(STICKY, STAY, &[1, 2, 5, 8]);
+        self.select(RANGED, 0, &[1]);
+    }
+
+    /// Clients stay for so many seconds with one of these backends of the services of `port`.
+    pub fn stick(&mut self, port: u16, seconds: u32, backends: &[u32]) {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let service = service_id(port, protocol);
+            self.records.services.entry(service).or_default().affinity = seconds;
+            self.records.eligible.retain(|key| key.service != service);
+            let key = |backend: &u32| EligibleKey { service, backend: *backend, port: TARGET_PORT, pad: 0 };
+            self.records.eligible.extend(backends.iter().map(key));
+        }
+    }
+
+    /// A backend serves no more, though it is there.
+    pub fn stop_serving(&mut self, backend: u32) {
+        self.records.targets.retain(|key| key.backend != backend);
+        self.records.eligible.retain(|key| key.backend != backend);
     }
 
     /// Gives the services (TCP and UDP) of `port` these backends, one slot each.
@@ -267,7 +308,7 @@ impl World {
             }
         }
         let size = u32::try_from(backends.len()).expect("a service of the world has at most 8 slots");
-        let service = Service { selection: Selection { offset, size }, flags, pad: 0 };
+        let service = Service { selection: Selection { offset, size }, flags, affinity: 0 };
         for protocol in [Protocol::TCP, Protocol::UDP] {
             records.services.insert(service_id(port, protocol), service);
         }
@@ -276,7 +317,7 @@ impl World {
     }
 
     fn add_frontends(&mut self, net: Net) {
-        for port in (30001..=30010).chain([EMPTY, EMPTY_LOCAL, LOCAL, RANDOM, MANY]) {
+        for port in (30001..=30010).chain([EMPTY, EMPTY_LOCAL, LOCAL, RANDOM, MANY, STICKY, RANGED]) {
             for frontend in [net.node(port), net.vip(port)] {
                 match net.0 {
                     Family::V4 => add_frontend::<V4>(&mut self.records.v4, frontend),
@@ -351,7 +392,17 @@ fn add_frontend<F: HostFamily>(tables: &mut Addressed<F::Address>, frontend: Soc
     let address = F::from_ip(frontend.ip()).unwrap_or_default();
     for protocol in [Protocol::TCP, Protocol::UDP] {
         let service = service_id(frontend.port(), protocol);
-        tables.frontends.insert(FrontendKey::new(address, frontend.port(), protocol), Frontend { service });
+        let flags = if frontend.port() == RANGED { FrontendFlags::RANGES } else { 0 };
+        let key = FrontendKey::new(address, frontend.port(), protocol);
+        tables.frontends.insert(key, Frontend { service, flags });
+    }
+}
+
+fn add_ranges<F: HostFamily>(tables: &mut Addressed<F::Address>, net: Net) {
+    let (block, length) = net.block();
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let client = F::from_ip(block).unwrap_or_default();
+        tables.ranges.insert((ClientKey { service: service_id(RANGED, protocol), client }, length));
     }
 }
 

@@ -44,6 +44,7 @@ impl Maps {
             node: "n1".to_owned(),
             snat_ports: Vec::new(),
             timeouts: Timeouts::DEFAULT,
+            reject_rate: 1000,
             hz: vmlb_agent::settings::hz()?,
         };
         SettingsMap::open(&pins)?.set(wanted.settings(None, 1)?)?;
@@ -74,6 +75,7 @@ impl Maps {
             services: count,
             slots: 256 * count,
             frontends: count,
+            affinity: 1024,
         };
         let _programs = Datapath::load(OBJECT, &pins, &sizes, Trace::Off)?;
         Ok(maps)

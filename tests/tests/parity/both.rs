@@ -237,6 +237,16 @@ impl<'a> Both<'a> {
             settle(&mut hop.filled, like.filled);
             hop
         })?;
+        for (what, host, kernel) in [
+            ("new affinity", &host.new_affinity, &kernel.new_affinity),
+            ("affinity", &host.affinity, &kernel.affinity),
+        ] {
+            alike(what, host, kernel, |known, like| {
+                let mut known = *known;
+                settle(&mut known.seen, like.seen);
+                known
+            })?;
+        }
         alike("inherited", &host.inherited, &kernel.inherited, |entry, like| {
             let mut entry = *entry;
             settle(&mut entry.seen, like.seen);
@@ -313,6 +323,7 @@ fn action(hook: Hook, verdict: Verdict) -> u32 {
     match (hook, verdict) {
         (Hook::Xdp, _) if verdict.is_drop() => xdp_drop,
         (Hook::Xdp, Verdict::TRANSMIT) => xdp_tx,
+        (Hook::Xdp, _) if verdict.is_answer() => xdp_tx,
         (Hook::Xdp, Verdict::REDIRECT) => xdp_redirect,
         (Hook::Xdp, _) => xdp_pass,
         // TC_ACT_SHOT, TC_ACT_REDIRECT, and TC_ACT_UNSPEC for the next program.

@@ -3,7 +3,10 @@
 
 use std::net::SocketAddr;
 
-use vmlb_common::abi::{Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, WireKey};
+use vmlb_common::abi::{
+    Affinity, ClientKey, Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, Target,
+    WireKey,
+};
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Address;
 use vmlb_common::host::{Hook, HostFamily};
@@ -12,7 +15,8 @@ use vmlb_tests::packets::bench::Flows;
 use vmlb_tests::packets::frame::{Frame, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::world::{
-    EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, TARGET_PORT, World, neighbour, own,
+    EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, RANGED, STICKY, TARGET_PORT, World,
+    neighbour, own, service_id,
 };
 
 use super::kernel::CAPACITIES;
@@ -36,7 +40,7 @@ const fn scene(name: &'static str, change: fn(&mut World)) -> Scene {
 }
 
 /// All of them.
-pub(crate) const SCENES: [Scene; 10] = [
+pub(crate) const SCENES: [Scene; 12] = [
     scene("as stories begin", |_| {}),
     scene("backends 1 and 2 are gone", |world| {
         world.remove_backend(1);
@@ -57,6 +61,12 @@ pub(crate) const SCENES: [Scene; 10] = [
         world.silent.insert(ETH0);
     }),
     scene("inherited connections", |world| world.records.settings.inherited = 1),
+    scene("backend 2 serves no more", |world| {
+        world.stop_serving(2);
+        world.select(MANY, 0, &[1, 8]);
+        world.select(STICKY, 0, &[5, 8]);
+    }),
+    scene("answers are the stack's", |world| world.records.settings.reject_rate = 0),
     scene("no settings", |world| world.records.settings.version = 0),
     Scene { name: "full tables", change: |_| {}, filling: Filling::Full },
 ];
@@ -99,6 +109,9 @@ pub(crate) fn pair<F: HostFamily>(
             flows.hops.insert(id, hop(world, 1, now, random));
         }
     }
+    for (ends, _) in known.iter().filter(|(ends, _)| ends.frontend.port() == STICKY) {
+        stay::<F>(&mut flows, ends, world, now, random);
+    }
     if scene.filling == Filling::Full {
         fill::<F>(&mut flows, net, now);
     }
@@ -113,7 +126,8 @@ pub(crate) fn pair<F: HostFamily>(
 
 fn ends(net: Net, random: &mut Random) -> Ends {
     let port = random.pick(&[61001, 61002, 61003, 40000]);
-    let number = u8::try_from(random.below(3)).expect("small");
+    // Number 90 is outside the range of RANGED.
+    let number = random.pick(&[0, 1, 2, 90]);
     let client = match random.below(12) {
         0 => net.second_client(port),
         1 => net.foreign_client(port),
@@ -139,6 +153,9 @@ fn ends(net: Net, random: &mut Random) -> Ends {
         LOCAL,
         LOCAL,
         MANY,
+        STICKY,
+        STICKY,
+        RANGED,
     ]);
     let frontend = if random.once_in(2) { net.node(service) } else { net.vip(service) };
     let backend = match service {
@@ -208,7 +225,7 @@ fn add_flow<F: HostFamily>(
     ]);
     let flow = Flow {
         backend: ends.backend,
-        service: 1,
+        service: service_id(ends.frontend.port(), ends.protocol),
         life,
         flags: flags & !Seen::ANSWERED,
         seen: ago(world, now, random),
@@ -246,9 +263,32 @@ fn add_flow<F: HostFamily>(
     sequence
 }
 
+/// The client stays with some target, perhaps one that is no choice any more.
+fn stay<F: HostFamily>(
+    flows: &mut Flows<F::Address>,
+    ends: &Ends,
+    world: &World,
+    now: u32,
+    random: &mut Random,
+) {
+    let key = ClientKey {
+        service: service_id(STICKY, ends.protocol),
+        client: F::from_ip(ends.client.ip()).unwrap_or_default(),
+    };
+    let backend = random.pick(&[1, 2, 5, 8, 3]);
+    let target = Target { backend, port: TARGET_PORT, pad: 0 };
+    let known = Affinity { target, seen: ago(world, now, random) };
+    if random.once_in(2) {
+        flows.affinity.insert(key, known);
+    }
+    if random.once_in(2) {
+        flows.new_affinity.insert(key, known);
+    }
+}
+
 /// A time in the past, not near any timeout.
 fn ago(world: &World, now: u32, random: &mut Random) -> u32 {
-    let seconds = random.pick(&[5, 20, 100, 250, 1000, 9000]);
+    let seconds = random.pick(&[5, 20, 90, 250, 1000, 9000]);
     now.wrapping_sub(seconds * world.records.settings.hz)
 }
 

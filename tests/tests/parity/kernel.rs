@@ -12,8 +12,8 @@ use vmlb_agent::bpf::{PinnedMap, Plain};
 use vmlb_agent::loader::{Datapath, Sizes, Trace, programs};
 use vmlb_agent::pins::PinRoot;
 use vmlb_common::abi::{
-    Backend, Device, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited, Pod, Reply, ReplyKey, Service,
-    Settings, Target, TargetKey, Traffic, WireKey, names,
+    Affinity, Backend, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
+    Pod, RangeKey, Reply, ReplyKey, Service, Settings, Target, TargetKey, Traffic, WireKey, names,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Pairs};
@@ -23,8 +23,15 @@ use vmlb_tests::packets::records::{Addressed, Records};
 use vmlb_tests::packets::world::PRESENT;
 
 /// The tables on both sides.
-pub(crate) const CAPACITIES: Capacities =
-    Capacities { flows: 64, half_flows: 4096, inherited: 4096, backends: 64, services: 256, slots: 1024 };
+pub(crate) const CAPACITIES: Capacities = Capacities {
+    flows: 64,
+    half_flows: 4096,
+    inherited: 4096,
+    backends: 64,
+    services: 256,
+    slots: 1024,
+    affinity: 64,
+};
 
 /// A family whose maps are open.
 pub(crate) trait KernelFamily: HostFamily<Address: Plain> {
@@ -60,6 +67,9 @@ pub(crate) struct Side<A> {
     established: Stage<A>,
     half: Stage<A>,
     inherited: PinnedMap<WireKey<A>, Inherited>,
+    ranges: PinnedMap<RangeKey<A>, u32>,
+    new_affinity: PinnedMap<ClientKey<A>, Affinity>,
+    affinity: PinnedMap<ClientKey<A>, Affinity>,
     hops: PinnedMap<u32, Hop>,
     hop_writer: PerCpuArray<MapData, [u8; size_of::<Hop>()]>,
 }
@@ -111,6 +121,9 @@ where
             established: Stage::open(root, names::FLOWS[family], names::REPLIES[family])?,
             half: Stage::open(root, names::HALF_FLOWS[family], names::HALF_REPLIES[family])?,
             inherited: PinnedMap::open(root, names::INHERITED[family])?,
+            ranges: PinnedMap::open(root, names::RANGES[family])?,
+            new_affinity: PinnedMap::open(root, names::NEW_AFFINITY[family])?,
+            affinity: PinnedMap::open(root, names::AFFINITY[family])?,
             hops: PinnedMap::open(root, names::HOPS[family])?,
             hop_writer: hops.try_into()?,
         })
@@ -119,6 +132,8 @@ where
     fn install(&self, records: &Addressed<A>) -> Result<()> {
         replace(&self.frontends, &records.frontends)?;
         replace(&self.pods, &records.pods)?;
+        let range = |(block, bits): &(ClientKey<A>, u32)| RangeKey::new(block.service, block.client, *bits);
+        replace(&self.ranges, &records.ranges.iter().map(|block| (range(block), 1)).collect())?;
         let absent = Backend { flags: 0, revision: 0, address: A::default() };
         for id in 0..16 {
             self.backends.put(&id, records.backends.get(&id).unwrap_or(&absent))?;
@@ -136,6 +151,8 @@ impl<A: Address + Plain + Ord> Side<A> {
         Ok(Flows {
             half: self.half.read()?,
             established: self.established.read()?,
+            new_affinity: self.new_affinity.all()?.into_iter().collect(),
+            affinity: self.affinity.all()?.into_iter().collect(),
             inherited: self.inherited.all()?.into_iter().collect(),
             hops: hops.collect(),
         })
@@ -144,6 +161,8 @@ impl<A: Address + Plain + Ord> Side<A> {
     pub(crate) fn write(&mut self, to: &Flows<A>) -> Result<()> {
         self.half.write(&to.half)?;
         self.established.write(&to.established)?;
+        replace(&self.new_affinity, &to.new_affinity)?;
+        replace(&self.affinity, &to.affinity)?;
         replace(&self.inherited, &to.inherited)?;
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::from(error).context(path))?;
         for id in PRESENT {
@@ -174,6 +193,7 @@ pub(crate) struct Kernel {
     services: PinnedMap<u32, Service>,
     slots: PinnedMap<u32, Target>,
     targets: PinnedMap<TargetKey, u32>,
+    eligible: PinnedMap<EligibleKey, u32>,
     reasons: PinnedMap<u32, u64>,
     traffic: PinnedMap<u32, Traffic>,
     v4: Side<Address4>,
@@ -204,6 +224,7 @@ impl Kernel {
             services: CAPACITIES.services,
             slots: CAPACITIES.slots,
             frontends: 128,
+            affinity: CAPACITIES.affinity,
         };
         let mut datapath = Datapath::load(object, &root, &sizes, Trace::Off)?;
         let program = datapath.ebpf_mut().program_mut(programs::XDP).context("no XDP program")?;
@@ -220,6 +241,7 @@ impl Kernel {
             services: PinnedMap::open(&root, names::SERVICES)?,
             slots: PinnedMap::open(&root, names::SLOTS)?,
             targets: PinnedMap::open(&root, names::TARGETS)?,
+            eligible: PinnedMap::open(&root, names::ELIGIBLE)?,
             reasons: PinnedMap::open(&root, names::REASONS)?,
             traffic: PinnedMap::open(&root, names::TRAFFIC)?,
             v4: Side::open(&root, 0)?,
@@ -250,6 +272,7 @@ impl Kernel {
         }
         let targets = records.targets.iter().map(|target| (*target, 1)).collect();
         replace(&self.targets, &targets)?;
+        replace(&self.eligible, &records.eligible.iter().map(|target| (*target, 1)).collect())?;
         self.v4.install(&records.v4)?;
         self.v6.install(&records.v6)
     }

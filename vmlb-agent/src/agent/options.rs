@@ -48,6 +48,10 @@ pub struct Options {
     /// When idle flows end; those not named keep their default
     #[arg(long, value_name = "NAME=TIME,...", default_value_t)]
     pub timeout: TimeoutFlag,
+    /// Refusals (TCP resets, ICMP port unreachable) that XDP may send in a second, for each CPU; over that packets are
+    /// dropped. 0: refusing is left to the node's stack
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub reject_rate: u32,
     /// Time between two ageing passes over the flow tables (ms, s, m)
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = settings::duration)]
     pub sweep_interval: Duration,

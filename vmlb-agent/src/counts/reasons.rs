@@ -11,6 +11,8 @@ use crate::pins::PinRoot;
 pub enum Outcome {
     /// They are gone.
     Dropped,
+    /// Their sender was told that they are refused, or the node's stack was left to tell.
+    Rejected,
     /// They went to the node's stack as they came.
     Punted,
     /// They went on from XDP to TC.
@@ -21,13 +23,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Dropped, Self::Punted, Self::Deferred, Self::Counted];
+    pub const ALL: [Self; 5] = [Self::Dropped, Self::Rejected, Self::Punted, Self::Deferred, Self::Counted];
 
     /// The word for people and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dropped => "dropped",
+            Self::Rejected => "rejected",
             Self::Punted => "punted",
             Self::Deferred => "deferred",
             Self::Counted => "counted",

@@ -24,7 +24,17 @@ const FRESH: &str = "fresh";
 const RETIRED: &str = "retired";
 
 /// What packets change, beside flows.
-const COUNTED: [&str; 4] = [names::INHERITED[0], names::INHERITED[1], names::TRAFFIC, names::REASONS];
+const COUNTED: [&str; 9] = [
+    names::INHERITED[0],
+    names::INHERITED[1],
+    names::AFFINITY[0],
+    names::AFFINITY[1],
+    names::NEW_AFFINITY[0],
+    names::NEW_AFFINITY[1],
+    names::TRAFFIC,
+    names::REASONS,
+    names::SNAT_TRIES,
+];
 
 /// Maps that are being made for the place of pinned ones.
 #[derive(Debug)]

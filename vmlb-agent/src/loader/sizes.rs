@@ -26,6 +26,9 @@ pub struct Sizes {
     /// Pairs of address and port that clients use, for each of IPv4 and IPv6
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     pub frontends: u32,
+    /// Clients of Services with session affinity, for each of IPv4 and IPv6; as many again that have no proved flow yet
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    pub affinity: u32,
 }
 
 impl Default for Sizes {
@@ -37,6 +40,7 @@ impl Default for Sizes {
             services: 16_384,
             slots: 4_194_304,
             frontends: 65_536,
+            affinity: 65_536,
         }
     }
 }
@@ -49,11 +53,12 @@ impl Sizes {
             names::SERVICES | names::SERVICE_NAMES => self.services,
             names::SLOTS => self.slots,
             // A backend takes part in a few ports of Services; at four times as many the others are refused with a warning.
-            names::TARGETS => self.backends.saturating_mul(4),
+            names::TARGETS | names::ELIGIBLE => self.backends.saturating_mul(4),
             names::BACKEND_NAMES | names::TRAFFIC => self.backends,
             // A VM that migrates has two addresses.
             _ if is(map, names::PODS) => self.backends.saturating_mul(2),
-            _ if is(map, names::FRONTENDS) => self.frontends,
+            _ if is(map, names::FRONTENDS) || is(map, names::RANGES) => self.frontends,
+            _ if is(map, names::AFFINITY) || is(map, names::NEW_AFFINITY) => self.affinity,
             _ if is(map, names::BACKENDS) || is(map, names::HOPS) => self.backends,
             _ if is(map, names::FLOWS) || is(map, names::REPLIES) => self.flows,
             _ if is(map, names::HALF_FLOWS) || is(map, names::HALF_REPLIES) => self.half_flows,
@@ -67,8 +72,9 @@ impl Sizes {
         Some(match map {
             names::SERVICES | names::SERVICE_NAMES => "--services",
             names::SLOTS => "--slots",
-            names::TARGETS | names::BACKEND_NAMES | names::TRAFFIC => "--backends",
-            _ if is(map, names::FRONTENDS) => "--frontends",
+            names::TARGETS | names::ELIGIBLE | names::BACKEND_NAMES | names::TRAFFIC => "--backends",
+            _ if is(map, names::FRONTENDS) || is(map, names::RANGES) => "--frontends",
+            _ if is(map, names::AFFINITY) || is(map, names::NEW_AFFINITY) => "--affinity",
             _ if is(map, names::BACKENDS) || is(map, names::PODS) || is(map, names::HOPS) => "--backends",
             _ if is(map, names::FLOWS) || is(map, names::REPLIES) => "--flows",
             _ if is(map, names::HALF_FLOWS) || is(map, names::HALF_REPLIES) => "--half-flows",
@@ -80,7 +86,7 @@ impl Sizes {
     #[must_use]
     pub fn flag_value(map: &str, entries: u32) -> u32 {
         match map {
-            names::TARGETS => entries / 4,
+            names::TARGETS | names::ELIGIBLE => entries / 4,
             _ if is(map, names::PODS) => entries / 2,
             _ => entries,
         }
@@ -117,6 +123,7 @@ mod tests {
                     services: value,
                     slots: value,
                     frontends: value,
+                    affinity: value,
                 };
                 assert_eq!(again.max_entries(map), Some(entries), "{map}");
             }

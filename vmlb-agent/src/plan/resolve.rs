@@ -205,7 +205,7 @@ impl Installation {
         let placed = placed.and_then(|id| Ok((id, self.select(id, table, now).ok_or("--slots")?)));
         match placed {
             Ok((id, selection)) => {
-                self.services.want(id, Some(Service { selection, flags: table.flags, pad: 0 }));
+                self.services.want(id, Some(Service { selection, flags: table.flags, affinity: 0 }));
                 self.service_names.want(id, Some(name));
             }
             Err(flag) => {

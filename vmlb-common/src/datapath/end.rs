@@ -1,6 +1,6 @@
 //! The end of flows: FIN and RST noted on both sides, pairs removed together.
 
-use crate::abi::{FlowKey, Reply, ReplyKey, Seen};
+use crate::abi::{Flow, FlowKey, Reply, ReplyKey, Seen};
 use crate::family::Family;
 use crate::kernel::{Kernel, Stage, Tables};
 use crate::live::Live;
@@ -38,12 +38,35 @@ pub(super) fn note_request<F: Family, K: Kernel + Tables<F>>(
     }
     let bits = bits(flags, Seen::CLIENT_FIN);
     if bits != 0 {
-        live.flags().insert(bits);
-        if let Some(reply) = kernel.reply(stage, &live.copy().reply_key(key.protocol)) {
-            reply.flags().insert(bits);
-        }
+        insert(kernel, stage, key, live, bits);
     }
     Outcome::KEPT
+}
+
+/// Notes on both sides that the connection is to end with a reset of ours.
+#[inline(always)]
+pub(super) fn note_reset<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    stage: Stage,
+    key: &FlowKey<F::Address>,
+) {
+    if let Some(live) = kernel.flow(stage, key) {
+        insert(kernel, stage, key, live, Seen::RST);
+    }
+}
+
+#[inline(always)]
+fn insert<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    stage: Stage,
+    key: &FlowKey<F::Address>,
+    live: Live<'_, Flow<F::Address>>,
+    bits: u32,
+) {
+    live.flags().insert(bits);
+    if let Some(reply) = kernel.reply(stage, &live.copy().reply_key(key.protocol)) {
+        reply.flags().insert(bits);
+    }
 }
 
 /// Notes what a reply says about the end of its flow, on both sides.

@@ -1,6 +1,6 @@
 //! Requests of flows that are known: find the flow, find where its backend is now, translate, send.
 
-use crate::abi::{Delivery, DeviceFlags, Flow, FlowKey, Life, Reply, ReplyKey, Seen};
+use crate::abi::{ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Life, Reply, ReplyKey, Seen};
 use crate::checksum::Delta;
 use crate::family::{Address, Family};
 use crate::kernel::{Kernel, Refused, Stage, Step, Tables};
@@ -9,6 +9,7 @@ use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, UdpHeader};
 
+use super::affinity;
 use super::end;
 use super::hop::{self, Validity, Way};
 use super::translate::{End, Hops, translate};
@@ -54,6 +55,7 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
     };
     kernel.trace(packet, Step::HALF_OPEN, flow.backend);
     if proves(&transport, reply) && promote(packet, kernel, &key, &flow, &reply_key) != 0 {
+        affinity::keep(kernel, &ClientKey { service: flow.service, client: key.client });
         // This entry is no more, and may be another flow's already.
         return Verdict::CONTINUE.number();
     }
@@ -136,16 +138,17 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     let destination = End { address: &backend.address, port: flow.target_port };
     let addresses = Delta::from_folded(flow.address_sum).with(backend.address.sum());
+    let source = End { address: &flow.peer, port: flow.peer_port };
     let verdict = if flow.delivery == Delivery::STACK {
+        // The source's address stays; its port too, unless another frontend's flow has it.
         let verdict =
-            translate::<F, P>(packet, transport.protocol, None, Some(&destination), addresses, Hops::Kept);
+            translate::<F, P>(packet, transport.protocol, &source, &destination, addresses, Hops::Kept);
         if verdict.is_final() { verdict } else { Verdict::DELIVER }
     } else if flow.delivery == Delivery::DEVICE && P::SENDING == Sending::Frames {
         Verdict::defer(Reason::POD_DEVICE)
     } else if let Some(slot) = kernel.backend_hop(flow.backend) {
         let wanted =
             if flow.delivery == Delivery::REMOTE { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
-        let source = End { address: &flow.peer, port: flow.peer_port };
         let way = Way { protocol: transport.protocol, source, destination, addresses, wanted };
         hop::send(packet, kernel, &validity, slot, &way)
     } else {
@@ -164,7 +167,7 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     verdict
 }
 
-/// The backend is gone: UDP moves to another at once, TCP cannot.
+/// The backend is gone: UDP moves to another at once, TCP cannot and its client is told.
 #[inline(always)]
 fn orphaned<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -174,5 +177,6 @@ fn orphaned<F: Family, K: Kernel + Tables<F>>(
     if key.protocol == Protocol::UDP.number() && end::remove(kernel, stage, key) == end::Outcome::REMOVED {
         return Verdict::CONTINUE;
     }
-    Verdict::drop(Reason::BACKEND_GONE)
+    end::note_reset(kernel, stage, key);
+    Verdict::reject(Reason::BACKEND_GONE)
 }

@@ -64,14 +64,8 @@ pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // Told here, not where the answer came: a log line there would be the deepest chain of calls.
         kernel.trace(packet, Step::ROUTED, slot.ifindex());
     }
-    let verdict = translate(
-        packet,
-        way.protocol,
-        Some(&way.source),
-        Some(&way.destination),
-        way.addresses,
-        Hops::Counted,
-    );
+    let verdict =
+        translate(packet, way.protocol, &way.source, &way.destination, way.addresses, Hops::Counted);
     if verdict.is_final() {
         return verdict;
     }

@@ -3,8 +3,8 @@
 use core::mem::MaybeUninit;
 
 use crate::abi::{
-    Backend, BackendFlags, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendKey, Plain, Reply, Seen,
-    Service, ServiceFlags, Target,
+    Backend, BackendFlags, ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendFlags,
+    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, Target,
 };
 use crate::family::Family;
 use crate::flow::selection_hash;
@@ -13,6 +13,7 @@ use crate::packet::{Frame, Packet, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, UdpHeader};
 
+use super::affinity;
 use super::end;
 use super::hop::{NOWHERE, device_flags, leaves_by};
 use super::inherited::is_inherited;
@@ -48,12 +49,16 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     let Some(service) = kernel.service(frontend.service) else {
         return Verdict::PASS.number();
     };
+    let client = ClientKey { service: frontend.service, client: reply.flow.client };
+    if frontend.flags & FrontendFlags::RANGES != 0 && !kernel.is_in_ranges(&client) {
+        return Verdict::drop(Reason::SOURCE_RANGE).number();
+    }
     let hash = selection_hash(&reply.flow.client, &transport);
-    let Some(target) = choose(kernel, &service, hash) else {
+    let Some(target) = choose(kernel, &service, &client, hash) else {
         return without_backend(&service).number();
     };
     let Some(backend) = kernel.backend(target.backend) else {
-        return without_backend(&service).number();
+        return Verdict::punt(Reason::NO_BACKEND).number();
     };
     kernel.trace(packet, Step::CHOSEN, target.backend);
     let mut space = MaybeUninit::uninit();
@@ -72,15 +77,25 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
         }
     }
     if flow.delivery != Delivery::STACK {
-        let verdict = translated(packet, kernel, backend, hash, flow, reply);
+        let verdict = elsewhere(packet, kernel, backend, flow, reply);
         if verdict.is_final() {
             return verdict.number();
         }
+    }
+    reply.delivery = flow.delivery;
+    flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
+    reply.address_sum = flow.address_sum;
+    let keeps_port = flow.delivery == Delivery::STACK && keep_port(kernel, flow, reply);
+    if !keeps_port && !snat::reserve_port(kernel, hash, flow, reply) {
+        return Verdict::reject(Reason::SNAT_EXHAUSTED).number();
     }
     if kernel.add_flow(Stage::Half, &reply.flow, flow).is_err() {
         // Another CPU has just opened it; its reservation stands, ours goes, and the packet is found there.
         kernel.remove_reply(Stage::Half, &flow.reply_key(reply.flow.protocol));
         return Verdict::CONTINUE.number();
+    }
+    if service.affinity != 0 {
+        affinity::note(kernel, &client, &target);
     }
     kernel.account(flow.backend, |traffic| traffic.opened = traffic.opened.wrapping_add(1));
     kernel.trace(packet, Step::OPENED, u32::from(flow.peer_port));
@@ -118,11 +133,22 @@ fn frontend<F: Family, K: Kernel + Tables<F>>(kernel: &K, flow: &FlowKey<F::Addr
     })
 }
 
+/// The target that the client stays with, else one of the selection table's.
 #[inline(always)]
-fn choose<K: Kernel>(kernel: &K, service: &Service, hash: u32) -> Option<Target> {
+fn choose<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    service: &Service,
+    client: &ClientKey<F::Address>,
+    hash: u32,
+) -> Option<Target> {
     let selection = service.selection;
     if selection.size == 0 {
         return None;
+    }
+    if service.affinity != 0
+        && let Some(target) = affinity::target(affinity::recall(kernel, client, service.affinity))
+    {
+        return Some(target);
     }
     let number = if service.flags & ServiceFlags::RANDOM != 0 { kernel.random() } else { hash };
     kernel.slot(selection.offset.wrapping_add(number % selection.size))
@@ -133,20 +159,19 @@ fn without_backend(service: &Service) -> Verdict {
     if service.flags & ServiceFlags::DROP_IF_EMPTY != 0 {
         Verdict::drop(Reason::NO_LOCAL_BACKEND)
     } else {
-        Verdict::punt(Reason::NO_BACKEND)
+        Verdict::reject(Reason::NO_BACKEND)
     }
 }
 
 /// A backend on this node: by the stack with the client's address kept, if replies to the client will meet our egress
-/// program and no other frontend holds the tuple; else with SNAT by the pod's device. `flow.delivery` says which; with
-/// the stack both sides but the flow's own entry are made.
+/// program; else with SNAT by the pod's device. `flow.delivery` says which.
 #[inline(always)]
 fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     service: &Service,
     flow: &mut Flow<F::Address>,
-    reply: &mut Reply<F::Address>,
+    reply: &Reply<F::Address>,
 ) -> Verdict {
     let back = Query {
         source: &reply.flow.frontend,
@@ -159,30 +184,33 @@ fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     flow.delivery = Delivery::DEVICE;
     if device_flags(kernel, ifindex) & DeviceFlags::UPLINK != 0 {
-        reply.delivery = Delivery::STACK;
-        flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
-        reply.address_sum = flow.address_sum;
-        let key = flow.reply_key(reply.flow.protocol);
-        let tuple = snat::reserve(kernel, &key, reply);
-        if tuple == Tuple::Reserved || tuple == Tuple::Closed && snat::take_over(kernel, &key, reply) {
-            flow.delivery = Delivery::STACK;
-        }
-    }
-    if flow.delivery == Delivery::DEVICE && service.flags & ServiceFlags::LOCAL != 0 {
+        flow.delivery = Delivery::STACK;
+    } else if service.flags & ServiceFlags::LOCAL != 0 {
         return Verdict::punt(Reason::SOURCE_NOT_KEPT);
     }
     Verdict::CONTINUE
 }
 
+/// Makes the reply's side with the client's own port, where no flow by another frontend has the tuple.
+#[inline(always)]
+fn keep_port<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    flow: &Flow<F::Address>,
+    reply: &Reply<F::Address>,
+) -> bool {
+    let key = flow.reply_key(reply.flow.protocol);
+    let tuple = snat::reserve(kernel, &key, reply);
+    tuple == Tuple::Reserved || tuple == Tuple::Closed && snat::take_over(kernel, &key, reply)
+}
+
 /// With SNAT, towards another node or into a pod's device, as `flow.delivery` says.
 #[inline(always)]
-fn translated<F: Family, P: Packet, K: Kernel + Tables<F>>(
+fn elsewhere<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     backend: &Backend<F::Address>,
-    hash: u32,
     flow: &mut Flow<F::Address>,
-    reply: &mut Reply<F::Address>,
+    reply: &Reply<F::Address>,
 ) -> Verdict {
     let there =
         Query { source: &reply.flow.frontend, destination: &backend.address, protocol: reply.flow.protocol };
@@ -203,12 +231,5 @@ fn translated<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if flow.peer == F::Address::default() {
         return Verdict::punt(Reason::NO_SNAT_ADDRESS);
     }
-    reply.delivery = flow.delivery;
-    flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
-    reply.address_sum = flow.address_sum;
-    if snat::reserve_port(kernel, hash, flow, reply) {
-        Verdict::CONTINUE
-    } else {
-        Verdict::drop(Reason::SNAT_EXHAUSTED)
-    }
+    Verdict::CONTINUE
 }

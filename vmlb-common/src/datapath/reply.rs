@@ -43,8 +43,9 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
     found.live.seen().refresh(kernel.now());
     note(kernel, &transport, &found);
     let frontend = End { address: &found.flow.frontend, port: found.flow.frontend_port };
+    let client = End { address: &found.flow.client, port: found.flow.client_port };
     let verdict =
-        translate::<F, P>(packet, transport.protocol, Some(&frontend), None, found.addresses(), Hops::Kept);
+        translate::<F, P>(packet, transport.protocol, &frontend, &client, found.addresses(), Hops::Kept);
     if verdict.is_final() {
         return verdict.number();
     }

@@ -1,6 +1,6 @@
 //! SNAT ports: a tuple towards a backend belongs to one flow at a time. The reply's entry is the reservation.
 
-use crate::abi::{Flow, Gate, Reply, ReplyKey, Seen, Settings};
+use crate::abi::{Flow, Gate, Reply, ReplyKey, Seen, Settings, Tries};
 use crate::family::Family;
 use crate::flow::snat_port;
 use crate::kernel::{Kernel, Search, Stage, Tables};
@@ -30,6 +30,7 @@ struct Ports<'a, F: Family> {
     /// The last port met whose flow TCP is done with.
     closed: u32,
     reserved: u32,
+    tried: u32,
 }
 
 impl<F: Family, K: Kernel + Tables<F>> Search<K> for Ports<'_, F> {
@@ -38,6 +39,7 @@ impl<F: Family, K: Kernel + Tables<F>> Search<K> for Ports<'_, F> {
         let client_port = self.reply.flow.client_port;
         let own =
             number == 0 && kernel.gate(Gate::SNAT_PORTS.entry(client_port)) & Gate::mask(client_port) != 0;
+        self.tried = number.wrapping_add(1);
         self.flow.peer_port = if own { client_port } else { snat_port(self.settings, self.hash, number) };
         match reserve(kernel, &self.flow.reply_key(self.reply.flow.protocol), self.reply) {
             Tuple::Reserved => self.reserved = 1,
@@ -50,24 +52,46 @@ impl<F: Family, K: Kernel + Tables<F>> Search<K> for Ports<'_, F> {
 
 /// Finds a port for `flow` (its `peer` is set) and makes the reply's side; `true` with the port in `flow`.
 /// The client's own port is tried first, the port of a flow that is closed last.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn reserve_port<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     hash: u32,
     flow: &mut Flow<F::Address>,
     reply: &Reply<F::Address>,
 ) -> bool {
-    let Some(settings) = kernel.settings() else {
-        return false;
+    let found = search(kernel, hash, flow, reply);
+    let is_reserved = found == RESERVED || {
+        flow.peer_port = (found & 0xffff) as u16;
+        flow.peer_port != 0 && take_over(kernel, &flow.reply_key(reply.flow.protocol), reply)
     };
-    let mut ports = Ports::<F> { settings, hash, flow, reply, closed: 0, reserved: 0 };
-    kernel.search(ATTEMPTS, &mut ports);
-    if ports.reserved != 0 {
-        return true;
+    if !is_reserved {
+        kernel.count_tries(Tries::EXHAUSTED);
     }
-    let closed = ports.closed as u16;
-    flow.peer_port = closed;
-    closed != 0 && take_over(kernel, &flow.reply_key(reply.flow.protocol), reply)
+    is_reserved
+}
+
+/// [`search`] has made the reply's side.
+const RESERVED: u32 = 1 << 16;
+
+/// Searches; [`RESERVED`], or the port of a flow that TCP is done with, or 0. A subprogram, so that its frame does not
+/// stand below the one that takes over.
+#[inline(never)]
+fn search<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    hash: u32,
+    flow: &mut Flow<F::Address>,
+    reply: &Reply<F::Address>,
+) -> u32 {
+    let Some(settings) = kernel.settings() else {
+        return 0;
+    };
+    let mut ports = Ports::<F> { settings, hash, flow, reply, closed: 0, reserved: 0, tried: 0 };
+    kernel.search(ATTEMPTS, &mut ports);
+    if ports.reserved == 0 && ports.closed == 0 {
+        return 0;
+    }
+    kernel.count_tries(Tries::found_at(ports.tried));
+    if ports.reserved != 0 { RESERVED } else { ports.closed }
 }
 
 /// Makes the reply's side on the tuple of a flow that TCP is done with.

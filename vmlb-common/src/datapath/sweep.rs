@@ -1,11 +1,15 @@
 //! Ageing. One pass marks pairs that have been idle for longer than their timeout, a later pass removes those still
 //! marked; a packet in between takes the mark back. Both sides are claimed before either goes.
 
-use crate::abi::{Flow, FlowKey, Life, Reply, ReplyKey, Seen, Settings, Timeouts, WireKey};
+use crate::abi::{
+    Affinity, ClientKey, Flow, FlowKey, Life, Reply, ReplyKey, Seen, Settings, TargetKey, Timeouts, WireKey,
+};
 use crate::family::Family;
 use crate::kernel::{Kernel, Stage, Tables};
 use crate::live::{Live, Word};
 use crate::wire::Protocol;
+
+use super::{affinity, end};
 
 /// Seconds that a pair in this state may be idle.
 #[inline(always)]
@@ -46,6 +50,10 @@ pub fn flow<F: Family, K: Kernel + Tables<F>>(
     };
     let now = kernel.now();
     let reply_key = live.copy().reply_key(key.protocol);
+    if has_stopped(kernel, live.service(), &reply_key) {
+        end::remove(kernel, stage, key);
+        return;
+    }
     let other = match kernel.reply(stage, &reply_key) {
         Some(reply) if reply.flow() == *key => reply,
         _ => {
@@ -84,6 +92,27 @@ pub fn flow<F: Family, K: Kernel + Tables<F>>(
     }
     kernel.remove_flow(stage, key);
     kernel.remove_reply(stage, &reply_key);
+}
+
+/// Whether the flow is one of UDP whose target serves no more while its service has others: its next packet is to find one
+/// of them. With nobody to move to it stays where it is.
+#[inline(always)]
+fn has_stopped<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    service: u32,
+    key: &ReplyKey<F::Address>,
+) -> bool {
+    if key.protocol != Protocol::UDP.number() {
+        return false;
+    }
+    let target = TargetKey { backend: key.backend, port: key.target_port, protocol: key.protocol, pad: 0 };
+    if kernel.is_target(&target) {
+        return false;
+    }
+    match kernel.service(service) {
+        Some(service) => service.selection.size != 0,
+        None => false,
+    }
 }
 
 #[inline(always)]
@@ -130,4 +159,10 @@ pub fn inherited<F: Family, K: Kernel + Tables<F>>(kernel: &K, key: &WireKey<F::
     if is_idle(settings, kernel.now(), seen.get(), seconds) {
         kernel.remove_inherited(key);
     }
+}
+
+/// Looks at what is known of one client of a service with session affinity.
+#[inline(always)]
+pub fn client<F: Family, K: Kernel + Tables<F>>(kernel: &K, key: &ClientKey<F::Address>, known: &Affinity) {
+    affinity::age(kernel, key, known);
 }

@@ -27,14 +27,14 @@ pub(super) fn address_delta<A: Address>(client: &A, frontend: &A, peer: &A) -> D
     Delta::ZERO.without(client.sum()).without(frontend.sum()).with(peer.sum())
 }
 
-/// Writes the ends that are given; `addresses` is what that changes in the sum of both addresses. [`Verdict::CONTINUE`] when the packet is ready to go. Nothing is written where the
-/// verdict is another.
+/// Writes both ends; `addresses` is what that changes in the sum of both addresses. [`Verdict::CONTINUE`] when the packet
+/// is ready to go. Nothing is written where the verdict is another.
 #[inline(always)]
 pub(super) fn translate<F: Family, P: Packet>(
     packet: &mut P,
     protocol: Protocol,
-    source: Option<&End<'_, F>>,
-    destination: Option<&End<'_, F>>,
+    source: &End<'_, F>,
+    destination: &End<'_, F>,
     addresses: Delta,
     hops: Hops,
 ) -> Verdict {
@@ -48,17 +48,11 @@ pub(super) fn translate<F: Family, P: Packet>(
         }
         hop = frame.ip.decrement_ttl();
     }
-    let mut ports = Delta::ZERO;
-    if let Some(to) = source {
-        ports = ports.word(frame.transport.source, Be16::new(to.port));
-        frame.ip.set_source(to.address);
-        frame.transport.source = Be16::new(to.port);
-    }
-    if let Some(to) = destination {
-        ports = ports.word(frame.transport.destination, Be16::new(to.port));
-        frame.ip.set_destination(to.address);
-        frame.transport.destination = Be16::new(to.port);
-    }
+    let (from, to) = (Be16::new(source.port), Be16::new(destination.port));
+    let ports = Delta::ZERO.word(frame.transport.source, from).word(frame.transport.destination, to);
+    frame.ip.set_source(source.address);
+    frame.ip.set_destination(destination.address);
+    (frame.transport.source, frame.transport.destination) = (from, to);
     packet.fix_checksums::<F>(protocol, hop.and(addresses), addresses, ports);
     Verdict::CONTINUE
 }

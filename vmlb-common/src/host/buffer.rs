@@ -61,6 +61,14 @@ impl<H> Buffer<H> {
         Some(unsafe { &mut *self.words.as_mut_ptr().cast() })
     }
 
+    /// Cuts the frame and makes room in front, which holds whatever was there before.
+    fn cut(&mut self, kept: u32, front: u32) {
+        let (kept, front) = (kept as usize, front as usize);
+        self.words.truncate(kept.div_ceil(2));
+        self.words.splice(0..0, std::iter::repeat_n(0xdead, front / 2));
+        self.length = kept + front;
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "`new` takes no longer frames")]
     fn size(&self) -> u32 {
         self.length as u32
@@ -98,6 +106,11 @@ impl Packet for Buffer<Xdp> {
         ports: Delta,
     ) {
         fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
+    }
+
+    fn reshape(&mut self, kept: u32, front: u32) -> bool {
+        self.cut(kept, front);
+        true
     }
 
     fn send(&mut self, hop: Slot) -> Verdict {
@@ -151,6 +164,10 @@ impl Packet for Buffer<Tc> {
             frame.transport.checksum =
                 replace_mangled(replace_mangled(frame.transport.checksum, addresses), ports);
         }
+    }
+
+    fn reshape(&mut self, _kept: u32, _front: u32) -> bool {
+        false
     }
 
     fn send(&mut self, hop: Slot) -> Verdict {

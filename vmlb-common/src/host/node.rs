@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::vec::Vec;
 
-use crate::abi::{Device, Gate, Service, Settings, Target, TargetKey, Traffic};
+use crate::abi::{Bucket, Device, EligibleKey, Gate, Service, Settings, Target, TargetKey, Traffic, Tries};
 use crate::family::{Address, Address4, Address6, Family, V4, V6};
 use crate::kernel::{Ends, Kernel, Query, Route, Search, Step};
 use crate::packet::Packet;
@@ -34,6 +34,8 @@ pub struct Capacities {
     pub services: u32,
     /// Slots of all selection tables together.
     pub slots: u32,
+    /// Clients of services with session affinity, per family.
+    pub affinity: u32,
 }
 
 impl Default for Capacities {
@@ -45,6 +47,7 @@ impl Default for Capacities {
             backends: 16_384,
             services: 16_384,
             slots: 1 << 20,
+            affinity: 65_536,
         }
     }
 }
@@ -84,6 +87,9 @@ pub struct Node {
     services: BTreeMap<u32, Service>,
     slots: BTreeMap<u32, Target>,
     targets: BTreeSet<TargetKey>,
+    eligible: BTreeSet<EligibleKey>,
+    answers: Cell<Bucket>,
+    tries: Cell<[u64; Tries::ENTRIES as usize]>,
     pub(super) v4: Side<Address4>,
     pub(super) v6: Side<Address6>,
     fib: Fib,
@@ -114,6 +120,9 @@ impl Node {
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
             targets: BTreeSet::new(),
+            eligible: BTreeSet::new(),
+            answers: Cell::default(),
+            tries: Cell::default(),
             v4: Side::new(&capacities),
             v6: Side::new(&capacities),
             fib: Box::new(|_| Route::None),
@@ -169,9 +178,29 @@ impl Node {
         self.slots.insert(index, to);
     }
 
-    /// Adds a target that services select.
-    pub fn add_target(&mut self, key: TargetKey) {
-        self.targets.insert(key);
+    /// Replaces the targets that services select.
+    pub fn set_targets(&mut self, to: impl IntoIterator<Item = TargetKey>) {
+        self.targets = to.into_iter().collect();
+    }
+
+    /// Replaces the targets that services with session affinity may give new flows to.
+    pub fn set_eligible(&mut self, to: impl IntoIterator<Item = EligibleKey>) {
+        self.eligible = to.into_iter().collect();
+    }
+
+    /// Writes the bucket of answers.
+    pub fn set_answers(&self, to: Bucket) {
+        self.answers.set(to);
+    }
+
+    /// The bucket of answers.
+    pub fn answers(&self) -> Bucket {
+        self.answers.get()
+    }
+
+    /// Searches for a SNAT port so far, by [`Tries::index`].
+    pub fn tries(&self) -> [u64; Tries::ENTRIES as usize] {
+        self.tries.get()
     }
 
     /// Who answers questions of routing from now on.
@@ -263,6 +292,26 @@ impl Kernel for Node {
     fn is_target(&self, key: &TargetKey) -> bool {
         self.looked_up();
         self.targets.contains(key)
+    }
+
+    fn is_eligible(&self, key: &EligibleKey) -> bool {
+        self.looked_up();
+        self.eligible.contains(key)
+    }
+
+    fn spend(&self, take: impl FnOnce(&mut Bucket) -> bool) -> bool {
+        let mut bucket = self.answers.get();
+        let taken = take(&mut bucket);
+        self.answers.set(bucket);
+        taken
+    }
+
+    fn count_tries(&self, tries: Tries) {
+        let mut counts = self.tries.get();
+        if let Some(count) = counts.get_mut(tries.index() as usize) {
+            *count += 1;
+        }
+        self.tries.set(counts);
     }
 
     fn account(&self, backend: u32, add: impl FnOnce(&mut Traffic)) {

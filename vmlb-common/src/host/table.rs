@@ -84,6 +84,12 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> {
         Ok(())
     }
 
+    /// Makes an entry or replaces the one that is there, as `BPF_ANY` does: by another element.
+    pub(super) fn set(&self, key: &K, value: &V) -> Result<(), Refused> {
+        self.remove(key);
+        self.insert(key, value)
+    }
+
     pub(super) fn remove(&self, key: &K) {
         self.inner.borrow_mut().remove(key);
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::abi::{
-    Backend, BackendFlags, Device, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited, Pod, Reply,
-    ReplyKey, WireKey,
+    Affinity, Backend, BackendFlags, ClientKey, Device, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
+    Pod, Reply, ReplyKey, WireKey,
 };
 use crate::datapath::sweep;
 use crate::family::{Address, V4, V6};
@@ -15,6 +15,7 @@ use crate::kernel::{Refused, Stage, Tables};
 use crate::live::{Live, Slot, Word};
 
 use super::HostFamily;
+use super::clients::Clients;
 use super::node::{Capacities, Node};
 use super::table::{Table, WhenFull};
 
@@ -28,6 +29,7 @@ pub struct Side<A> {
     established: Pair<A>,
     half: Pair<A>,
     inherited: Table<WireKey<A>, Inherited>,
+    pub(super) clients: Clients<A>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl<A: Address + Ord> Side<A> {
             established: Pair::new(capacities.flows, WhenFull::Refuse),
             half: Pair::new(capacities.half_flows, WhenFull::Evict),
             inherited: Table::new(capacities.inherited as usize, WhenFull::Refuse),
+            clients: Clients::new(capacities),
         }
     }
 
@@ -173,7 +176,7 @@ impl Node {
         (pair.flows.len(), pair.replies.len())
     }
 
-    /// Forgets all flows, inherited connections and cached hops of a family.
+    /// Forgets all flows, inherited connections, affinities and cached hops of a family.
     pub fn clear_flows<F: HostFamily>(&mut self) {
         let side = F::side_mut(self);
         for pair in [&side.established, &side.half] {
@@ -181,6 +184,7 @@ impl Node {
             pair.replies.clear();
         }
         side.inherited.clear();
+        side.clients.clear();
         side.hops.borrow_mut().clear();
     }
 
@@ -196,6 +200,8 @@ impl Node {
         }
         self.sweep_inherited::<V4>();
         self.sweep_inherited::<V6>();
+        self.sweep_clients::<V4>();
+        self.sweep_clients::<V6>();
     }
 
     fn sweep_flows<F: HostFamily>(&self, stage: Stage) {
@@ -304,6 +310,27 @@ impl<F: HostFamily> Tables<F> for Node {
     fn remove_inherited(&self, key: &WireKey<F::Address>) {
         self.looked_up();
         F::side(self).inherited.remove(key);
+    }
+
+    fn is_in_ranges(&self, key: &ClientKey<F::Address>) -> bool {
+        self.looked_up();
+        F::side(self).clients.is_in_ranges(key, F::to_ip)
+    }
+
+    fn affinity(&self, stage: Stage, key: &ClientKey<F::Address>) -> Option<&Affinity> {
+        self.looked_up();
+        F::side(self).clients.get(stage, key)
+    }
+
+    fn set_affinity(&self, stage: Stage, key: &ClientKey<F::Address>, to: &Affinity) {
+        self.looked_up();
+        // Without effect where the table is full, as promised.
+        let _refused = F::side(self).clients.set(stage, key, to);
+    }
+
+    fn remove_affinity(&self, stage: Stage, key: &ClientKey<F::Address>) {
+        self.looked_up();
+        F::side(self).clients.remove(stage, key);
     }
 
     fn snat_address<'a>(&self, device: &'a Device) -> &'a F::Address {

@@ -1,13 +1,25 @@
 //! Backends on this node: DNAT by XDP, delivery by the stack, the reply's source put back at egress (ways 2 and 3).
 
+use std::net::SocketAddr;
+
+use vmlb_common::verdict::Reason;
+
 use crate::packets::frame::{between, tcp, udp};
 use crate::packets::story::{At, Expect, Story};
 use crate::packets::world::{ETH2, LOCAL, Net};
 
-use Expect::{Delivered, Passed};
+use Expect::{Answered, Delivered, Passed};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    vec![connection(net), datagrams(net), udp_sums(net), local_policy(net), the_vip(net)]
+    vec![
+        connection(net),
+        datagrams(net),
+        udp_sums(net),
+        local_policy(net),
+        the_vip(net),
+        collision(net),
+        collision_of_datagrams(net),
+    ]
 }
 
 fn connection(net: Net) -> Story {
@@ -114,5 +126,58 @@ fn the_vip(net: Net) -> Story {
     story.packet("SYN", At::Uplink(ETH2), syn.clone(), Delivered(between(client, pod, &syn)));
     let answer = tcp(pod, client).syn(1).ack(10);
     story.packet("SYN-ACK", At::Egress(ETH2), answer.clone(), Delivered(between(frontend, client, &answer)));
+    story
+}
+
+fn collision(net: Net) -> Story {
+    let mut story = Story::new("one client port to two frontends of one VM");
+    let (client, first, second) = (net.client(0, 40000), net.node(LOCAL), net.vip(LOCAL));
+    story.change("one SNAT port is left", |world| world.records.use_snat_ports(61009, 61009));
+    let (pod, other) = (net.pod(1), SocketAddr::new(client.ip(), 61009));
+    let syn = tcp(client, first).syn(100);
+    story.wire("the first keeps the client's port", syn.clone(), Delivered(between(client, pod, &syn)));
+    let syn = tcp(client, second).syn(200);
+    story.wire(
+        "the second gets another port of the client's address",
+        syn.clone(),
+        Delivered(between(other, pod, &syn)),
+    );
+    story.flows(2, 0);
+    let to_second = tcp(pod, other).syn(7000).ack(201);
+    story.egress(
+        "its answer goes to the client's own port",
+        to_second.clone(),
+        Delivered(between(second, client, &to_second)),
+    );
+    let to_first = tcp(pod, client).syn(8000).ack(101);
+    story.egress(
+        "and so does the first one's",
+        to_first.clone(),
+        Delivered(between(first, client, &to_first)),
+    );
+    let ack = tcp(client, second).at(201).ack(7001).data(b"two");
+    story.wire("the second is proved", ack.clone(), Delivered(between(other, pod, &ack)));
+    let ack = tcp(client, first).at(101).ack(8001).data(b"one");
+    story.wire("the first too", ack.clone(), Delivered(between(client, pod, &ack)));
+    story.flows(0, 2);
+    story
+}
+
+fn collision_of_datagrams(net: Net) -> Story {
+    let mut story = Story::new("one client port to two frontends of one VM, by UDP");
+    story.change("one SNAT port is left", |world| world.records.use_snat_ports(61009, 61009));
+    let (client, first, second) = (net.client(0, 5353), net.node(30001), net.vip(30001));
+    let (pod, other) = (net.pod(1), SocketAddr::new(client.ip(), 61009));
+    let ask = udp(client, first);
+    story.wire("the first", ask.clone(), Delivered(between(client, pod, &ask)));
+    let ask = udp(client, second);
+    story.wire("the second", ask.clone(), Delivered(between(other, pod, &ask)));
+    let answer = udp(pod, other);
+    story.egress("its answer", answer.clone(), Delivered(between(second, client, &answer)));
+    let third = udp(client, net.node(LOCAL));
+    story.wire("a third finds no port", third.clone(), {
+        Answered(Reason::SNAT_EXHAUSTED, third.unreachable())
+    });
+    story.flows(2, 0);
     story
 }

@@ -8,7 +8,7 @@ use crate::packets::frame::{between, tcp, udp};
 use crate::packets::story::{BEHIND_ETH2, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::Net;
 
-use Expect::{Dropped, Passed, Sent};
+use Expect::{Answered, Dropped, Passed, Sent};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
     vec![exhausted(net), exhausted_own_port(net), stray(net)]
@@ -22,7 +22,8 @@ fn exhausted(net: Net) -> Story {
     let syn = tcp(first, frontend).syn(1);
     story.wire("the first connection has it", syn.clone(), Sent(between(us, pod, &syn).ttl(63), NODE2));
     let next = tcp(second, frontend).syn(1);
-    story.wire("the second finds none", next.clone(), Dropped(Reason::SNAT_EXHAUSTED));
+    let refusal = next.refusal().ack(2).octets();
+    story.wire("the second finds none", next.clone(), Answered(Reason::SNAT_EXHAUSTED, refusal.clone()));
     story.flows(1, 0);
     let ask = udp(second, frontend);
     story.wire("UDP has ports of its own", ask.clone(), Sent(between(us, pod, &ask).ttl(63), NODE2));
@@ -36,7 +37,7 @@ fn exhausted(net: Net) -> Story {
     let ack = tcp(first, frontend).at(2).ack(8);
     story.wire("ACK", ack.clone(), Sent(between(us, pod, &ack).ttl(63), NODE2));
     story.flows(2, 1);
-    story.wire("established, it is not taken over", next.clone(), Dropped(Reason::SNAT_EXHAUSTED));
+    story.wire("established, it is not taken over", next.clone(), Answered(Reason::SNAT_EXHAUSTED, refusal));
     story.flows(2, 1);
     let rst = tcp(pod, us).at(8).rst();
     story.wire("RST of the VM", rst.clone(), Sent(between(frontend, first, &rst).ttl(63), ROUTER));
@@ -60,7 +61,8 @@ fn exhausted_own_port(net: Net) -> Story {
     story.wire("its own", syn.clone(), Sent(between(net.node(61001), pod, &syn).ttl(63), NODE2));
     let syn = tcp(second, frontend).syn(1);
     story.wire("the other", syn.clone(), Sent(between(net.node(61000), pod, &syn).ttl(63), NODE2));
-    story.wire("none", tcp(third, frontend).syn(1), Dropped(Reason::SNAT_EXHAUSTED));
+    let syn = tcp(third, frontend).syn(1);
+    story.wire("none", syn.clone(), Answered(Reason::SNAT_EXHAUSTED, syn.refusal().ack(2).octets()));
     story.flows(2, 0);
     story
 }

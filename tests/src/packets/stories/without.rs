@@ -7,7 +7,7 @@ use crate::packets::frame::{between, tcp, udp};
 use crate::packets::story::{At, BEHIND_ETH2, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{EMPTY, EMPTY_LOCAL, ETH0, ETH2, Net};
 
-use Expect::{Delivered, Dropped, Passed, Punted, Sent};
+use Expect::{Answered, Delivered, Dropped, Passed, Punted, Sent, Unanswered};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
     vec![empty(net), mid_flow(net), inherited(net), unreachable(net), gone(net), moved(net)]
@@ -16,8 +16,32 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
 fn empty(net: Net) -> Story {
     let mut story = Story::new("services without backends");
     let client = net.client(0, 40001);
-    story.wire("the stack rejects TCP", tcp(client, net.node(EMPTY)).syn(1), Punted(Reason::NO_BACKEND));
-    story.wire("and UDP", udp(client, net.vip(EMPTY)), Punted(Reason::NO_BACKEND));
+    let syn = tcp(client, net.node(EMPTY)).syn(0xffff_ffff).data(b"early data");
+    story.wire("TCP is reset", syn.clone(), Answered(Reason::NO_BACKEND, syn.refusal().ack(10).octets()));
+    let ask = udp(client, net.vip(EMPTY));
+    story.wire(
+        "UDP finds the port unreachable",
+        ask.clone(),
+        Answered(Reason::NO_BACKEND, ask.unreachable()),
+    );
+    let empty = udp(client, net.vip(EMPTY)).data(b"");
+    story.wire("without data too", empty.clone(), Answered(Reason::NO_BACKEND, empty.unreachable()));
+    let crowd = [0x01, 0x00, 0x5e, 0, 0, 1];
+    story.wire(
+        "a frame to a crowd is not answered",
+        ask.clone().macs([2; 6], crowd),
+        Unanswered(Reason::NO_BACKEND),
+    );
+    let nobody = std::net::SocketAddr::new(net.loopback(), 40001);
+    story.wire(
+        "nor is one from nobody",
+        between(nobody, ask.destination, &ask),
+        Unanswered(Reason::NO_BACKEND),
+    );
+    story.change("answers are left to the stack", |world| world.records.settings.reject_rate = 0);
+    story.wire("it rejects TCP", syn, Punted(Reason::NO_BACKEND));
+    story.wire("and UDP", ask, Punted(Reason::NO_BACKEND));
+    story.change("and are not any more", |world| world.records.settings.reject_rate = 1000);
     story.wire(
         "policy Local drops TCP",
         tcp(client, net.node(EMPTY_LOCAL)).syn(1),
@@ -128,7 +152,12 @@ fn gone(net: Net) -> Story {
         world.remove_backend(2);
         world.select(30002, 0, &[1]);
     });
-    story.wire("the TCP flow ends", tcp(client, frontend).at(2).ack(1), Dropped(Reason::BACKEND_GONE));
+    let late = tcp(client, frontend).at(2).ack(77).data(b"late");
+    story.wire("the TCP flow is reset", late.clone(), {
+        Answered(Reason::BACKEND_GONE, late.refusal().at(77).octets())
+    });
+    let reset = tcp(client, frontend).at(2).rst();
+    story.wire("a reset is not answered by one", reset, Unanswered(Reason::BACKEND_GONE));
     story.wire("a datagram moves at once", ask.clone(), Delivered(between(client, net.pod(1), &ask)));
     story.wire(
         "one of a flow never answered too",

@@ -6,8 +6,9 @@ use std::hash::Hash;
 
 use anyhow::{Context, bail, ensure};
 use vmlb_common::abi::{
-    Backend, BackendName, Device, Flow, FlowKey, Frontend, FrontendKey, Inherited, NeighbourKey, Pod, Reply,
-    ReplyKey, Service, ServiceName, Settings, Target, TargetKey, Traffic, WireKey, names,
+    Affinity, Backend, BackendName, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
+    Inherited, NeighbourKey, Pod, RangeKey, Reply, ReplyKey, Service, ServiceName, Settings, Target,
+    TargetKey, Traffic, WireKey, names,
 };
 use vmlb_common::family::{Address, Address4, Address6};
 
@@ -29,11 +30,14 @@ pub fn mirror(name: &'static str, from: &PinRoot, to: &PinRoot) -> anyhow::Resul
         names::SLOTS => way.slots(),
         names::DEVICES => way.hash::<u32, Device>(),
         names::TARGETS => way.hash::<TargetKey, u32>(),
+        names::ELIGIBLE => way.hash::<EligibleKey, u32>(),
         names::SERVICE_NAMES => way.hash::<u32, ServiceName>(),
         names::BACKEND_NAMES => way.hash::<u32, BackendName>(),
         names::NEIGHBOURS => way.hash::<NeighbourKey, u32>(),
         names::TRAFFIC => way.per_cpu::<Traffic>(),
-        names::REASONS => way.per_cpu::<u64>(),
+        names::REASONS | names::SNAT_TRIES => way.per_cpu::<u64>(),
+        // It is full again after a second.
+        names::ANSWERS => Ok(()),
         _ if family == 0 => way.of_family::<Address4>(),
         _ => way.of_family::<Address6>(),
     }
@@ -58,6 +62,8 @@ impl Way<'_> {
             () if is(names::FRONTENDS) => self.hash::<FrontendKey<A>, Frontend>(),
             () if is(names::BACKENDS) => self.array::<Backend<A>>(),
             () if is(names::PODS) => self.hash::<A, Pod>(),
+            () if is(names::RANGES) => self.hash::<RangeKey<A>, u32>(),
+            () if is(names::AFFINITY) || is(names::NEW_AFFINITY) => self.hash::<ClientKey<A>, Affinity>(),
             () if is(names::INHERITED) => self.hash::<WireKey<A>, Inherited>(),
             () if is(names::FLOWS) || is(names::HALF_FLOWS) => self.hash::<FlowKey<A>, Flow<A>>(),
             () if is(names::REPLIES) || is(names::HALF_REPLIES) => self.hash::<ReplyKey<A>, Reply<A>>(),
@@ -74,7 +80,8 @@ impl Way<'_> {
     fn hash<K: Plain + Debug + Hash + Eq, V: Plain + PartialEq>(&self) -> anyhow::Result<()> {
         let [from, to] = self.open::<K, V>()?;
         let wanted: HashMap<K, V> = from.all()?.into_iter().collect();
-        let evicts = names::HALF_FLOWS.contains(&self.name) || names::HALF_REPLIES.contains(&self.name);
+        let evicting = [names::HALF_FLOWS, names::HALF_REPLIES, names::NEW_AFFINITY];
+        let evicts = evicting.as_flattened().contains(&self.name);
         ensure!(
             evicts || wanted.len() <= to.entries() as usize,
             "{} entries are in use, there is room for {}",
