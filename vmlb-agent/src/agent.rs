@@ -100,7 +100,7 @@ impl Agent {
             inherited: Some(tables.installed_backends()?.into_iter().collect()),
             snat_ports: held_ports(choice.ranges, &tables)?,
             tables,
-            sync: Sync::new(&source.node, options.nodeport_addresses.clone()),
+            sync: Sync::new(&source.node, options.serving.clone()),
             sweep: Sweep::new(options.sweep_interval),
             source,
             internal: Vec::new(),

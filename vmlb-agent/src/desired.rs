@@ -6,11 +6,12 @@ use std::net::IpAddr;
 
 use vmlb_common::wire::Protocol;
 
-use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::facts::NodeFacts;
 use crate::few::Few;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::object::Name;
+use crate::serving::Serving;
 
 pub mod backend;
 pub mod choose;
@@ -26,8 +27,8 @@ use service::{Listing, ServiceView};
 pub struct Here {
     /// Its name.
     pub node: String,
-    /// Which of its addresses serve node ports.
-    pub nodeport_addresses: NodePortAddresses,
+    /// What is served and how.
+    pub serving: Serving,
     /// What the network side knows of it.
     pub facts: NodeFacts,
 }

@@ -14,7 +14,7 @@ use crate::conntrack::{self, Connection, Events, Tuple};
 use crate::pins::PinRoot;
 use crate::settings::{self, SettingsMap};
 use crate::tables::pinned::PinnedTables;
-use crate::tables::{Capacity, Change, Record, Tables};
+use crate::tables::{Capacity, Change, InFlows, Record, Tables};
 
 /// What a client addresses: address, port, IANA protocol number.
 type Frontend = (IpAddr, u16, u8);
@@ -261,8 +261,8 @@ impl Tables for Opening<'_> {
         written
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        self.tables.backends_in_flows()
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        self.tables.in_flows()
     }
 }
 

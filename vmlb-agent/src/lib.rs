@@ -22,6 +22,7 @@ pub mod neighbours;
 pub mod object;
 pub mod pins;
 pub mod plan;
+pub mod serving;
 pub mod settings;
 pub mod state;
 pub mod sweep;

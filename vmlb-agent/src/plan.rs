@@ -15,6 +15,7 @@ mod adopt;
 mod gate;
 mod ids;
 mod ledger;
+mod linger;
 mod names;
 mod resolve;
 mod slots;
@@ -22,6 +23,7 @@ mod slots;
 use gate::Gates;
 use ids::Ids;
 use ledger::Ledger;
+use linger::Lingering;
 pub use slots::GRACE;
 use slots::Slots;
 
@@ -69,10 +71,8 @@ pub struct Installation {
     targets: Ledger<TargetKey, u32>,
     service_ids: Ids<TableKey>,
     backend_ids: Ids<Identity>,
-    /// Backends that are gone but may still be named by flows.
-    lingering: BTreeSet<Identity>,
-    /// Ids without a name that flows still name.
-    blocked: BTreeSet<u32>,
+    /// What is gone but may still be named by flows.
+    lingering: Lingering,
     slots: Slots,
     /// What the slots of a service hold.
     digests: HashMap<u32, u64>,
@@ -91,7 +91,7 @@ impl Installation {
     /// The changes that make what is what is to be. None if nothing differs.
     ///
     /// First what others will point at, then what points; removals the other way round. Gate bits are set before
-    /// anything else and cleared after everything else.
+    /// anything else and cleared after everything else, and after the flows that name what they let in.
     pub fn changes(&mut self) -> Vec<Change> {
         let mut changes: Vec<Change> = self.gates.raise().collect();
         changes
@@ -177,29 +177,6 @@ impl Installation {
         let services = self.service_ids.settle();
         let backends = self.backend_ids.settle();
         services || backends
-    }
-
-    /// Whether any backend id waits for its flows to end.
-    #[must_use]
-    pub fn is_lingering(&self) -> bool {
-        !self.lingering.is_empty() || !self.blocked.is_empty()
-    }
-
-    /// Gives back the ids of backends that are gone and that no flow names any more.
-    pub fn recycle(&mut self, in_flows: &BTreeSet<u32>) {
-        let ids = &self.backend_ids;
-        let done = |identity: &&Identity| ids.get(identity).is_none_or(|id| !in_flows.contains(&id));
-        let done: Vec<Identity> = self.lingering.iter().filter(done).cloned().collect();
-        for identity in done {
-            self.lingering.remove(&identity);
-            if let Some(id) = self.backend_ids.release(&identity) {
-                self.backend_names.want(id, None);
-            }
-        }
-        for id in self.blocked.difference(in_flows) {
-            self.backend_ids.unblock(*id);
-        }
-        self.blocked.retain(|id| in_flows.contains(id));
     }
 
     /// Whether retired slots wait for their grace.

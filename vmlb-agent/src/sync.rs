@@ -11,11 +11,12 @@ use anyhow::Context;
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
 use crate::desired::{Desired, Here};
-use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::facts::NodeFacts;
 use crate::index::Index;
 use crate::index::pod::Node;
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
+use crate::serving::Serving;
 use crate::tables::Tables;
 use crate::tables::pinned::Whereabouts;
 use crate::warning::{Subject, Warning, Warnings};
@@ -62,7 +63,7 @@ pub struct Report {
 
 /// Between two tries after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-/// Between two looks for backend ids that no flow names any more; each reads the flow tables.
+/// Between two looks for what no flow names any more; each reads the flow tables.
 pub const RECYCLE: Duration = Duration::from_secs(60);
 
 /// The control plane of one node.
@@ -90,9 +91,9 @@ pub struct Sync {
 impl Sync {
     /// A control plane for the node of that name (`--node-name`).
     #[must_use]
-    pub fn new(node: &str, nodeport_addresses: NodePortAddresses) -> Self {
+    pub fn new(node: &str, serving: Serving) -> Self {
         Self {
-            here: Here { node: node.to_owned(), nodeport_addresses, facts: NodeFacts::default() },
+            here: Here { node: node.to_owned(), serving, facts: NodeFacts::default() },
             has_facts: false,
             listed: BTreeSet::new(),
             index: Index::default(),
@@ -212,19 +213,20 @@ impl Sync {
             Some(installation) => installation,
             None => self.adopt(tables, now)?,
         };
+        // What goes by this call waits for the next: flows may begin until it is carried out.
+        let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
+        if due && installation.is_lingering() {
+            // A flow table that cannot be read costs only this: ids and gate bits come back later.
+            if let Ok(in_flows) = tables.in_flows() {
+                installation.recycle(&in_flows);
+            }
+            self.recycled = Some(now);
+        }
         if std::mem::take(&mut self.facts_changed) {
             installation.resolve_facts(&self.here.facts);
         }
         self.left.mark(&self.desired, &installation);
         installation.resolve(&mut self.desired, &mut self.warnings, now);
-        let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
-        if due && installation.is_lingering() {
-            // A flow table that cannot be read costs only this: ids come back later.
-            if let Ok(in_flows) = tables.backends_in_flows() {
-                installation.recycle(&in_flows);
-            }
-            self.recycled = Some(now);
-        }
         let changes = installation.changes();
         if let Err(error) = tables.write(&changes) {
             self.failed = Some(installation);
@@ -265,7 +267,7 @@ impl Sync {
     /// Takes over what is installed; everything is to be compared with it.
     fn adopt(&mut self, tables: &dyn Tables, now: Instant) -> anyhow::Result<Installation> {
         let records = tables.read().context("the maps could not be read")?;
-        let in_flows = tables.backends_in_flows().context("the flow tables could not be read")?;
+        let in_flows = tables.in_flows().context("the flow tables could not be read")?;
         let previous = self.failed.as_ref();
         let installation = Installation::adopt(records, tables.capacity(), &in_flows, previous, now);
         self.failed = None;

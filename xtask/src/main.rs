@@ -6,6 +6,7 @@ mod budget;
 mod build;
 mod build_ebpf;
 mod command;
+mod contract;
 mod demo;
 mod object;
 mod setup;

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 
 use crate::build::Profile;
 use crate::command::{self, Artifact};
-use crate::test_output::{Reader, Tally};
-use crate::{budget, build, build_ebpf, verify};
+use crate::test_output::{Outcomes, Reader, Tally};
+use crate::{budget, build, build_ebpf, contract, verify};
 
 /// Run every test: of each crate on the host, of the object in the kernel, end to end in network namespaces
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ enum Rights {
 /// A build fails, or there are no rights to run what needs root.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let vmlb = build::agent(Profile::Dev)?;
-    let mut tally = Tally::default();
+    let (mut tally, mut outcomes) = (Tally::default(), Outcomes::default());
     if arguments.filter.as_deref() == Some(CLUSTER) {
         tally += cluster(&vmlb)?;
         println!("{tally}");
@@ -65,9 +65,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         for artifact in command::artifacts(cargo)? {
             // Programs that tests start are named like the package's targets too; only test binaries live in `deps`.
             if artifact.executable.parent().is_some_and(|folder| folder.ends_with("deps")) {
-                tally += run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+                let (counts, of_tests) = run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+                tally += counts;
+                outcomes.extend(of_tests);
             }
         }
+    }
+    if arguments.filter.is_none() {
+        tally += contract::tally(&outcomes);
     }
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -81,7 +86,7 @@ fn cluster(vmlb: &Path) -> Result<Tally> {
     let artifacts = command::artifacts(cargo)?;
     let mut ours = artifacts.iter().filter(|artifact| artifact.target == CLUSTER);
     ours.try_fold(Tally::default(), |mut tally, artifact| {
-        tally += run_binary(artifact, &package, vmlb, None)?;
+        tally += run_binary(artifact, &package, vmlb, None)?.0;
         Ok(tally)
     })
 }
@@ -103,7 +108,12 @@ fn verifier_budget() -> Tally {
 
 /// Runs one test binary, passing its lines on as they come. Binaries run one after another: several use the same
 /// cores and measure time.
-fn run_binary(artifact: &Artifact, package: &Package, vmlb: &Path, filter: Option<&str>) -> Result<Tally> {
+fn run_binary(
+    artifact: &Artifact,
+    package: &Package,
+    vmlb: &Path,
+    filter: Option<&str>,
+) -> Result<(Tally, Outcomes)> {
     println!("\n{} {}", package.name, artifact.target);
     let variables = [("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
     let mut command = match package.rights {
@@ -124,5 +134,6 @@ fn run_binary(artifact: &Artifact, package: &Package, vmlb: &Path, filter: Optio
     }
     std::io::stdout().flush()?;
     let status = child.wait()?;
-    Ok(reader.finish(status.success()))
+    let outcomes = reader.outcomes();
+    Ok((reader.finish(status.success()), outcomes))
 }

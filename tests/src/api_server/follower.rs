@@ -1,7 +1,7 @@
 //! The agent's control plane at the end of a watch of the API server: the real source, the real [`Sync`], and tables that
 //! count what is written.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,12 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::Kind;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::{RECYCLE, Sync};
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, Change, Record, RecordKey, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, RecordKey, Tables};
 use vmlb_agent::watch::kube::{Access, Board, Flags, Kube, Patience};
 use vmlb_agent::watch::{Event, document};
 use vmlb_common::abi::{Backend, Service};
@@ -114,8 +115,8 @@ impl<T: Tables> Tables for Counted<T> {
         self.tables.write(changes)
     }
 
-    fn backends_in_flows(&self) -> Result<BTreeSet<u32>> {
-        self.tables.backends_in_flows()
+    fn in_flows(&self) -> Result<InFlows> {
+        self.tables.in_flows()
     }
 }
 
@@ -149,7 +150,7 @@ impl<T: Tables> Follower<T> {
             let access = Access::open(flags).await?;
             anyhow::Ok(Kube::start(access, NODE, patience).split())
         })?;
-        let mut sync = Sync::new(NODE, NodePortAddresses::default());
+        let mut sync = Sync::new(NODE, Serving::default());
         sync.facts(facts());
         let tables = Counted::new(tables);
         Ok(Self { tables, board, sync, events, runtime, ahead: Duration::ZERO })
@@ -221,7 +222,7 @@ impl<T: Tables> Follower<T> {
 
 /// What a control plane that never saw anything else makes of these objects.
 pub fn from_scratch(objects: &[Value]) -> Result<Memory> {
-    let mut sync = Sync::new(NODE, NodePortAddresses::default());
+    let mut sync = Sync::new(NODE, Serving::default());
     sync.facts(facts());
     for object in objects.iter().filter(|object| is_ours(object)) {
         for event in events(object) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vmlb_common::abi::ServiceFlags;
 
-use super::choose::choose;
+use super::choose::{Offer, choose};
 use super::health::{HealthCheck, health_check};
 use super::{Claim, Frontend, Here, PortKey, Side, TableKey};
 use crate::identity::Identity;
@@ -67,11 +67,22 @@ pub struct PortView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableView {
     /// Whom new flows are given to, sorted: the order that Maglev needs.
-    pub choice: Vec<(Identity, u16)>,
+    pub choice: Vec<Chosen>,
     /// Slots.
     pub size: u32,
     /// [`ServiceFlags`].
     pub flags: u32,
+}
+
+/// A backend and the port by which it takes part in a selection table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chosen {
+    /// The backend.
+    pub identity: Identity,
+    /// Its port.
+    pub port: u16,
+    /// Its weight, not 0.
+    pub weight: u32,
 }
 
 impl ServiceView {
@@ -139,6 +150,12 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
         view.health = health_check(index, here, service, families);
         view.warnings = warnings(index, service, families, &view.ports);
     }
+    if service.left.is_none() && has_idle_external_ips(here, service) {
+        let object = ObjectRef { kind: Kind::Service, name: name.clone() };
+        let message = "the Service's external addresses are left to the node's stack".to_owned();
+        let remedy = "start the agent with --external-ips, or use type LoadBalancer";
+        view.warnings.push(Warning::new(&object, "spec.externalIPs", message, remedy));
+    }
     Some(view)
 }
 
@@ -163,9 +180,11 @@ fn port_view(
 ) -> PortView {
     use vmlb_common::wire::Protocol;
     let served = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
-    let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
     let key = PortKey { service: service.name.clone(), port: port.port, protocol: port.protocol };
     let frontends = frontends(here, index, service, families, port);
+    let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
+    let left =
+        left.or((frontends.is_empty() && has_idle_external_ips(here, service)).then_some(Left::ExternalIps));
     let mut view = PortView {
         key,
         name: port.name.clone(),
@@ -190,7 +209,12 @@ fn port_view(
     view
 }
 
-/// Node ports on the node's addresses, ports on load-balancer addresses.
+/// Whether the Service has `externalIPs` that stay with the stack.
+fn has_idle_external_ips(here: &Here, service: &Service) -> bool {
+    !here.serving.external_ips && !service.external_ips.is_empty()
+}
+
+/// Node ports on the node's addresses, ports on load-balancer addresses and, where wanted, on external ones.
 fn frontends(
     here: &Here,
     index: &Index,
@@ -201,12 +225,13 @@ fn frontends(
     let main = index.node(&here.node).map_or(&[][..], |node| &node.addresses);
     let of_node = here.facts.addresses.iter().filter(|known| {
         let primary = known.primary || main.contains(&known.address);
-        port.node_port != 0 && here.nodeport_addresses.admits(known.address, primary)
+        port.node_port != 0 && here.serving.nodeport_addresses.admits(known.address, primary)
     });
     let of_node = of_node.map(|known| (known.address, port.node_port));
-    let of_balancer = service.addresses.iter().map(|address| (*address, port.port));
+    let external = if here.serving.external_ips { &service.external_ips[..] } else { &[] };
+    let of_service = service.addresses.iter().chain(external).map(|address| (*address, port.port));
     let all =
-        of_node.chain(of_balancer).filter(|(address, _)| families.admit(*address) && is_served(*address));
+        of_node.chain(of_service).filter(|(address, _)| families.admit(*address) && is_served(*address));
     let all: BTreeSet<Frontend> =
         all.map(|(address, number)| Frontend { address, port: number, protocol: port.protocol }).collect();
     all.into_iter().collect()
@@ -232,12 +257,13 @@ fn selection(
 ) -> TableView {
     let found = endpoints(index, &service.name, port, family);
     let zone = index.node(&here.node).and_then(|node| node.zone.as_deref());
-    let candidates: Vec<&Endpoint> = found.iter().map(|candidate| &candidate.endpoint).collect();
-    let choice = choose(&candidates, &here.node, zone);
+    let offers = found.iter().map(|Candidate { endpoint, weight, .. }| Offer { endpoint, weight: *weight });
+    let choice = choose(&offers.collect::<Vec<_>>(), &here.node, zone);
     let target = |candidate: &Candidate| (candidate.identity.clone(), candidate.port);
-    targets.extend(found.iter().filter(|candidate| candidate.endpoint.serving).map(target));
+    let serves = |candidate: &&Candidate| candidate.endpoint.serving || candidate.endpoint.ready;
+    targets.extend(found.iter().filter(serves).map(target));
     let mut flags = 0;
-    if service.algorithm == Algorithm::Random {
+    if service.algorithm.unwrap_or(here.serving.algorithm) == Algorithm::Random {
         flags |= ServiceFlags::RANDOM;
     }
     let is_local = service.policy == Policy::Local;
@@ -248,15 +274,13 @@ fn selection(
         }
     }
     let places = if is_local { choice.local } else { choice.cluster };
-    let chosen: BTreeSet<(Identity, u16)> = places.into_iter().map(|place| target(&found[place])).collect();
-    targets.extend(chosen.iter().cloned());
+    targets.extend(places.iter().map(|place| target(&found[*place])));
+    let chosen: BTreeSet<Chosen> = places.into_iter().map(|place| found[place].chosen()).collect();
     let counts = |endpoint: &Endpoint| !is_local || endpoint.node.as_deref() == Some(&*here.node);
-    let listed: BTreeSet<(&Identity, u16)> = found
-        .iter()
-        .filter(|candidate| counts(&candidate.endpoint))
-        .map(|candidate| (&candidate.identity, candidate.port))
-        .collect();
-    let size = if chosen.is_empty() { 0 } else { maglev::size(listed.len()) };
+    let listed = found.iter().filter(|candidate| counts(&candidate.endpoint)).map(Candidate::chosen);
+    let listed: BTreeSet<Chosen> = listed.collect();
+    let weights: Vec<u32> = listed.iter().map(|chosen| chosen.weight).collect();
+    let size = if chosen.is_empty() { 0 } else { maglev::weighted_size(&weights) };
     TableView { choice: chosen.into_iter().collect(), size, flags }
 }
 
@@ -264,6 +288,13 @@ struct Candidate {
     identity: Identity,
     port: u16,
     endpoint: Endpoint,
+    weight: u32,
+}
+
+impl Candidate {
+    fn chosen(&self) -> Chosen {
+        Chosen { identity: self.identity.clone(), port: self.port, weight: self.weight }
+    }
 }
 
 /// The endpoints of a port in one family, all slices merged; one that stands in several counts once, at its best.
@@ -286,7 +317,11 @@ fn endpoints(index: &Index, service: &Name, port: &ServicePort, family: Family) 
         }
     }
     let candidates = merged.into_iter();
-    candidates.map(|((_, port, identity), endpoint)| Candidate { identity, port, endpoint }).collect()
+    let candidate = |((_, port, identity), endpoint)| {
+        let weight = index.weight(&identity);
+        Candidate { identity, port, endpoint, weight }
+    };
+    candidates.map(candidate).collect()
 }
 
 /// Of two entries for the same endpoint the better one counts; the rest of the comparison makes the choice the same

@@ -8,7 +8,7 @@ use vmlb_common::wire::Protocol;
 
 use crate::object::Name;
 
-/// A Service of type NodePort or LoadBalancer.
+/// A Service of type NodePort or LoadBalancer, or one of type ClusterIP that has `externalIPs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -17,12 +17,14 @@ pub struct Service {
     pub created: i64,
     /// Which backends external traffic may use.
     pub policy: Policy,
-    /// How a backend is chosen.
-    pub algorithm: Algorithm,
+    /// How a backend is chosen; `None`: as the agent's flag says.
+    pub algorithm: Option<Algorithm>,
     /// The families it has; `None`: those of its EndpointSlices.
     pub families: Option<Families>,
     /// Load-balancer addresses that are ours to serve.
     pub addresses: Vec<IpAddr>,
+    /// `externalIPs`, which are served where the agent is told so.
+    pub external_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Where balancers outside ask whether this node has backends of it (`healthCheckNodePort`); 0: they do not.
@@ -53,10 +55,11 @@ pub enum Policy {
     Local,
 }
 
-/// Annotation `vmlb.io/algorithm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Annotation `vmlb.io/algorithm`, and flag `--algorithm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Algorithm {
     /// By the tuple's hash.
+    #[default]
     Maglev,
     /// By the dice.
     Random,
@@ -86,6 +89,8 @@ pub enum Left {
     Affinity,
     /// `loadBalancerSourceRanges` is not served yet.
     SourceRanges,
+    /// It has no other frontends than `externalIPs`, and they are off.
+    ExternalIps,
     /// The protocol is not served yet.
     Protocol(Protocol),
     /// An older Service has its frontends.
@@ -99,6 +104,7 @@ impl fmt::Display for Left {
         match self {
             Self::Affinity => out.write_str("sessionAffinity is not served yet"),
             Self::SourceRanges => out.write_str("loadBalancerSourceRanges is not served yet"),
+            Self::ExternalIps => out.write_str("externalIPs are served with --external-ips only"),
             Self::Protocol(protocol) => write!(out, "protocol {} is not served yet", protocol.name()),
             Self::Claimed(other) => write!(out, "its frontends belong to the older Service {other}"),
             Self::Full(flag) => write!(out, "the maps are full, raise {flag}"),

@@ -13,6 +13,7 @@ use vmlb_common::wire::Protocol;
 use super::gate::Gates;
 use super::ids::Ids;
 use super::ledger::Ledger;
+use super::linger::Lingering;
 use super::names::{identity_of, port_of};
 use super::resolve::content_digest;
 use super::slots::Slots;
@@ -20,7 +21,7 @@ use super::{Endpoint, Installation, Unplaced, family_of};
 use crate::desired::{Frontend, PortKey, Side, TableKey};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, Record};
+use crate::tables::{Capacity, InFlows, Record};
 
 /// Records by kind.
 #[derive(Default)]
@@ -39,21 +40,21 @@ struct Found {
 }
 
 impl Installation {
-    /// Takes over `records`. `in_flows` are backend ids that flows name. `previous` is what this process knew before a
+    /// Takes over `records`. `in_flows` is what flows name. `previous` is what this process knew before a
     /// write failed: slices that packets may still be looking at are not given out at once.
     #[must_use]
     pub fn adopt(
         records: Vec<Record>,
         capacity: Capacity,
-        in_flows: &BTreeSet<u32>,
+        in_flows: &InFlows,
         previous: Option<&Self>,
         now: Instant,
     ) -> Self {
         let found = Found::sort(records);
         let backend_keys = backend_ids(&found.backend_names, capacity.backends);
         let service_keys = service_ids(&found.service_names, &found.frontends, capacity.services);
-        let mut blocked: BTreeSet<u32> =
-            in_flows.iter().copied().filter(|id| *id != 0 && *id < capacity.backends).collect();
+        let named = in_flows.backends.iter().copied();
+        let mut blocked: BTreeSet<u32> = named.filter(|id| *id != 0 && *id < capacity.backends).collect();
         // What has no name, or a name that another id has too, goes; until it is gone the id is not given out.
         blocked.extend(found.backends.keys().map(|(id, _)| *id).chain(found.backend_names.keys().copied()));
         let known: BTreeSet<u32> = backend_keys.values().copied().collect();
@@ -62,9 +63,12 @@ impl Installation {
             found.services.keys().chain(found.service_names.keys()).copied().collect();
         used_services.extend(found.frontends.values());
         let (slots, digests) = slots(&found, capacity.slots, previous, now);
+        let mut gates = Gates::adopt(found.gates);
+        let mut lingering = Lingering::adopt(in_flows, &mut gates);
+        lingering.blocked = blocked;
         let mut installation = Self {
             capacity,
-            gates: Gates::adopt(found.gates),
+            gates,
             devices: Ledger::adopt(found.devices),
             services: Ledger::adopt(found.services),
             service_names: Ledger::adopt(found.service_names),
@@ -74,9 +78,8 @@ impl Installation {
             pods: by_family(found.pods, |address| *address),
             targets: Ledger::adopt(found.targets),
             service_ids: Ids::adopt(capacity.services, service_keys, &used_services),
-            backend_ids: Ids::adopt(capacity.backends, backend_keys, &blocked),
-            lingering: BTreeSet::new(),
-            blocked,
+            backend_ids: Ids::adopt(capacity.backends, backend_keys, &lingering.blocked),
+            lingering,
             slots,
             digests,
             fresh: BTreeMap::new(),
@@ -96,7 +99,7 @@ impl Installation {
             self.backend_ids.iter().map(|(identity, id)| (identity.clone(), id)).collect();
         for (identity, id) in known {
             self.backend_names.want(id, names.get(&id).copied());
-            self.lingering.insert(identity);
+            self.lingering.backends.insert(identity);
         }
     }
 

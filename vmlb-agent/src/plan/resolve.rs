@@ -9,12 +9,12 @@ use vmlb_common::abi::{BackendFlags, Gate, Selection, Service, Target, TargetKey
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Endpoint, Installation, family_of};
 use crate::desired::backend::BackendView;
-use crate::desired::service::TableView;
+use crate::desired::service::{Chosen, TableView};
 use crate::desired::{Desired, Frontend, TableKey, TargetName};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::maglev::{self, Seed};
+use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::{Subject, Warning, Warnings};
 
@@ -90,7 +90,7 @@ impl Installation {
             if let Some(id) = self.backend_ids.get(identity) {
                 self.backends.want((id, Family::V4), None);
                 self.backends.want((id, Family::V6), None);
-                self.lingering.insert(identity.clone());
+                self.lingering.backends.insert(identity.clone());
             }
             return;
         };
@@ -102,7 +102,7 @@ impl Installation {
             return;
         };
         warnings.set(subject, Vec::new());
-        let was_lingering = self.lingering.remove(identity);
+        let was_lingering = self.lingering.backends.remove(identity);
         self.backend_names.want(id, Some(backend_name(identity, &view)));
         self.want_endpoints(id, &view);
         if is_new || was_lingering {
@@ -121,7 +121,7 @@ impl Installation {
     fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
         let claims: Vec<_> = desired.address_claims(address).collect();
         let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
         };
         let winner = claims.iter().find_map(|claim| Some((*claim, placed(&claim.identity)?)));
         let mut found = Vec::new();
@@ -177,8 +177,8 @@ impl Installation {
         );
         let count = count.filter(|_| !map_is_full);
         match (self.targets.want(key, count), count) {
-            (None, Some(_)) => self.gates.want_port(Gate::TARGET_PORTS, *port),
-            (Some(_), None) => self.gates.drop_port(Gate::TARGET_PORTS, *port),
+            (None, Some(_)) => self.lingering.open_target(key, &mut self.gates),
+            (Some(_), None) => self.lingering.close_target(key),
             _ => {}
         }
     }
@@ -265,16 +265,14 @@ impl Installation {
 
     fn content(&self, table: &TableView) -> Vec<Target> {
         let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
+            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
         };
-        let choice =
-            table.choice.iter().filter_map(|(identity, port)| Some((placed(identity)?, identity, *port)));
-        let (targets, seeds): (Vec<Target>, Vec<Seed>) = choice
-            .map(|(backend, identity, port)| {
-                (Target { backend, port, pad: 0 }, Seed::new(identity.as_str(), port))
-            })
-            .unzip();
-        let places = maglev::table(&seeds, table.size).into_iter();
+        let choice = table.choice.iter().filter_map(|Chosen { identity, port, weight }| {
+            let target = Target { backend: placed(identity)?, port: *port, pad: 0 };
+            Some((target, Contender { seed: Seed::new(identity.as_str(), *port), weight: *weight }))
+        });
+        let (targets, contenders): (Vec<Target>, Vec<Contender>) = choice.unzip();
+        let places = maglev::table(&contenders, table.size).into_iter();
         places.filter_map(|place| targets.get(place as usize).copied()).collect()
     }
 
@@ -299,14 +297,8 @@ impl Installation {
         }
         warnings.set(Subject::Frontend(frontend.address, frontend.port, frontend.protocol.number()), found);
         match (ledger.want(frontend, wanted), wanted) {
-            (None, Some(_)) => {
-                self.gates.want_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.want_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
-            (Some(_), None) => {
-                self.gates.drop_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.drop_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
+            (None, Some(_)) => self.lingering.open_frontend(frontend, &mut self.gates),
+            (Some(_), None) => self.lingering.close_frontend(frontend),
             _ => {}
         }
     }

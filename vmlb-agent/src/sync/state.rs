@@ -80,7 +80,7 @@ pub(super) fn service(
         .map(|frontend| FrontendState { address: frontend.address, port: frontend.port })
         .collect();
     let chosen = port.tables().flat_map(|(_, table)| &table.choice);
-    let usable: std::collections::BTreeSet<&Identity> = chosen.map(|(identity, _)| identity).collect();
+    let usable: std::collections::BTreeSet<&Identity> = chosen.map(|chosen| &chosen.identity).collect();
     ServiceState {
         namespace: port.key.service.namespace.to_string(),
         name: port.key.service.name.to_string(),

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::Sync;
-use crate::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use crate::facts::{NodeAddress, NodeFacts};
 use crate::object::{Kind, ObjectRef};
+use crate::serving::Serving;
 use crate::tables::Capacity;
 use crate::tables::memory::Memory;
 use crate::watch::{Event, document};
@@ -39,7 +40,7 @@ fn slice(address: &str, triggered: &str) -> Value {
 }
 
 fn begun(objects: &[Value]) -> Sync {
-    let mut sync = Sync::new("n1", NodePortAddresses::default());
+    let mut sync = Sync::new("n1", Serving::default());
     let address = NodeAddress { address: [192, 0, 2, 1].into(), ifindex: 2, primary: true };
     sync.facts(NodeFacts { addresses: vec![address], ..NodeFacts::default() });
     for event in objects.iter().flat_map(events).chain(Kind::ALL.map(Event::Listed)) {

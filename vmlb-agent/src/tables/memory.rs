@@ -9,7 +9,7 @@ use vmlb_common::abi::{
 };
 use vmlb_common::family::{Address4, Address6};
 
-use super::{Capacity, Change, Record, RecordKey, Tables, selection_of};
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
 
 mod dump;
 
@@ -30,7 +30,7 @@ pub struct Memory {
     targets: BTreeMap<TargetKey, u32>,
     service_names: BTreeMap<u32, ServiceName>,
     backend_names: BTreeMap<u32, BackendName>,
-    in_flows: BTreeSet<u32>,
+    in_flows: InFlows,
     writes: usize,
     fail_after: Option<usize>,
 }
@@ -80,7 +80,7 @@ impl Memory {
             targets: BTreeMap::new(),
             service_names: BTreeMap::new(),
             backend_names: BTreeMap::new(),
-            in_flows: BTreeSet::new(),
+            in_flows: InFlows::default(),
             writes: 0,
             fail_after: None,
         }
@@ -91,9 +91,9 @@ impl Memory {
         self.fail_after = changes;
     }
 
-    /// Backends that flows name.
-    pub fn set_flows(&mut self, backends: impl IntoIterator<Item = u32>) {
-        self.in_flows = backends.into_iter().collect();
+    /// What flows name from now on.
+    pub fn set_flows(&mut self, in_flows: InFlows) {
+        self.in_flows = in_flows;
     }
 
     /// Changes carried out so far.
@@ -289,7 +289,7 @@ impl Tables for Memory {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
         Ok(self.in_flows.clone())
     }
 }

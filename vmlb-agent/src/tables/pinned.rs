@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 
 use anyhow::Context;
 use vmlb_common::abi::{
@@ -9,10 +10,12 @@ use vmlb_common::abi::{
     Pod, Service, ServiceName, Target, TargetKey, names,
 };
 use vmlb_common::family::{Address4, Address6};
+use vmlb_common::wire::Protocol;
 
-use super::{Capacity, Change, Record, RecordKey, Tables, selection_of};
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
 use crate::bpf::PinnedMap;
 use crate::counts::traffic::TrafficMap;
+use crate::desired;
 use crate::pins::PinRoot;
 
 /// The maps that the control plane owns, and the flow tables it looks at.
@@ -239,16 +242,25 @@ impl Tables for PinnedTables {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        let mut backends = BTreeSet::new();
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        let mut in_flows = InFlows::default();
         for map in &self.v4.flows {
-            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+            map.each(|key, flow| note(&mut in_flows, key.frontend.octets.into(), &key, flow))?;
         }
         for map in &self.v6.flows {
-            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+            map.each(|key, flow| note(&mut in_flows, key.frontend.octets.into(), &key, flow))?;
         }
-        Ok(backends)
+        Ok(in_flows)
     }
+}
+
+fn note<A>(in_flows: &mut InFlows, address: IpAddr, key: &FlowKey<A>, flow: &Flow<A>) -> ControlFlow<()> {
+    let (backend, port) = (flow.backend, flow.target_port);
+    in_flows.backends.insert(backend);
+    in_flows.targets.insert(TargetKey { backend, port, protocol: key.protocol, pad: 0 });
+    let protocol = Protocol::new(key.protocol);
+    in_flows.frontends.insert(desired::Frontend { address, port: key.frontend_port, protocol });
+    ControlFlow::Continue(())
 }
 
 fn snat_port<A>(flow: &Flow<A>) -> Option<u16> {
