@@ -9,6 +9,12 @@ use serde_json::Value;
 
 use crate::api_server::{Right, resource};
 
+mod chart;
+mod kustomize;
+
+pub use chart::render;
+pub use kustomize::build;
+
 /// The folder `deploy/`.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
