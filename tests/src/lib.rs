@@ -19,6 +19,7 @@ pub mod bpffs;
 pub mod capture;
 pub mod cluster;
 pub mod counters;
+pub mod deploy;
 pub mod kube_proxy;
 pub mod leftovers;
 pub mod load;
