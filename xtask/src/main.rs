@@ -7,6 +7,7 @@ mod build;
 mod build_ebpf;
 mod command;
 mod demo;
+mod guest;
 mod object;
 mod setup;
 mod stack;
