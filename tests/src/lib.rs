@@ -31,7 +31,7 @@ pub mod pass;
 pub mod pod;
 pub mod probe;
 pub mod requests;
-pub mod servers;
+pub use vmlb_guest::servers;
 pub mod service;
 pub mod skip;
 pub mod topology;
