@@ -77,7 +77,7 @@ fn stories_come_out_alike_on_the_host_and_in_the_kernel() {
 }
 
 /// Verdicts and reasons that generated pairs must meet, or they prove little.
-const IMPORTANT: [Reason; 21] = [
+const IMPORTANT: [Reason; 23] = [
     Reason::MALFORMED,
     Reason::OPTIONS,
     Reason::FRAGMENT,
@@ -99,6 +99,8 @@ const IMPORTANT: [Reason; 21] = [
     Reason::FORWARDING_OFF,
     Reason::INHERITED,
     Reason::SOURCE_RANGE,
+    Reason::TOO_BIG,
+    Reason::UNCUTTABLE,
 ];
 
 #[test]

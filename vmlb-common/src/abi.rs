@@ -671,6 +671,14 @@ pub struct Hop {
     pub source: [u8; 6],
     /// MAC address of the next hop.
     pub destination: [u8; 6],
+    /// Octets that a packet on this way may have, from the IP header on.
+    pub mtu: u32,
+}
+
+impl Hop {
+    /// No hop yet, and nothing too big for it.
+    pub const NOWHERE: Self =
+        Self { stamp: 0, filled: 0, ifindex: 0, source: [0; 6], destination: [0; 6], mtu: u32::MAX };
 }
 
 /// Packets and octets (IP headers included) of one backend on one CPU.
@@ -744,7 +752,7 @@ const _: () = {
     assert!(size_of::<ReplyKey<Address4>>() == 16 && size_of::<ReplyKey<Address6>>() == 28);
     assert!(size_of::<Flow<Address4>>() == 32 && size_of::<Flow<Address6>>() == 44);
     assert!(
-        size_of::<Hop>() == 24 && size_of::<Reply<Address4>>() == 60 && size_of::<Reply<Address6>>() == 84
+        size_of::<Hop>() == 28 && size_of::<Reply<Address4>>() == 64 && size_of::<Reply<Address6>>() == 88
     );
     assert!(size_of::<Backend<Address4>>() == 12 && size_of::<Backend<Address6>>() == 24);
     assert!(size_of::<Service>() == 16 && size_of::<Target>() == 8 && size_of::<TargetKey>() == 8);

@@ -77,6 +77,14 @@ pub const fn own(device: u32) -> [u8; 6] {
     [2, 0, 0, 0, 2, (device % 256) as u8]
 }
 
+/// MTU of a device of the node.
+pub const fn mtu(device: u32) -> u32 {
+    if device == ETH2 { SMALL_MTU as u32 } else { 1500 }
+}
+
+/// MTU of `eth2`.
+pub const SMALL_MTU: u16 = 1400;
+
 /// Addresses of one family. The functions say whose they are.
 #[derive(Clone, Copy, Debug)]
 pub struct Net(pub Family);
@@ -137,6 +145,11 @@ impl Net {
             Family::V4 => (mask(self.client(0, 0).ip(), 26), 26),
             Family::V6 => (mask(self.client(0, 0).ip(), 122), 122),
         }
+    }
+
+    /// The router's own address, towards the node.
+    pub fn routers_own(self) -> SocketAddr {
+        SocketAddr::new(self.routers()[0].1, 0)
     }
 
     /// An address that no packet on a wire comes from.
@@ -360,7 +373,7 @@ impl World {
     pub fn fib(&self) -> Routes {
         let mut routes = Routes::default();
         for (_, device) in DEVICES {
-            routes.add_device(device, own(device));
+            routes.add_device(device, own(device), mtu(device));
         }
         for family in Family::ALL {
             for (network, bits, router, device) in Net(family).routes() {
