@@ -219,7 +219,7 @@ impl Family for V6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         // Those that are defined; all below 128 are errors (RFC 4443 section 2.1).
-        kind >= 1 && kind <= 4
+        matches!(kind, 1..=4)
     }
 }
 
