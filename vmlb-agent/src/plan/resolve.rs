@@ -4,19 +4,22 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vmlb_common::abi::{BackendFlags, Gate, Selection, Service, Target, TargetKey};
+use vmlb_common::abi::{self, BackendFlags, FrontendFlags, Gate, Selection, Service, Target, TargetKey};
 
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Endpoint, Installation, family_of};
 use crate::desired::backend::BackendView;
 use crate::desired::service::{Chosen, TableView};
-use crate::desired::{Desired, Frontend, TableKey, TargetName};
+use crate::desired::{Admission, Desired, Frontend, TableKey, TargetName};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::index::slice::Family;
 use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::{Subject, Warning, Warnings};
+
+/// The flag for the room that comes back by itself, when a packet cannot look at a retired slice any more.
+const SLOTS: &str = "--slots";
 
 impl Installation {
     /// Takes the dirty parts of `desired` into the ledgers and empties the dirty sets.
@@ -36,6 +39,7 @@ impl Installation {
         }
         let unplaced = std::mem::take(&mut self.unplaced.tables);
         desired.dirty.tables.extend(unplaced.into_keys());
+        desired.dirty.tables.append(&mut self.unplaced.unkept);
         let dirty = std::mem::take(&mut desired.dirty.tables);
         // Those that go make room for those that come, if only after their grace.
         let (stay, go): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|key| desired.table(key).is_some());
@@ -201,18 +205,26 @@ impl Installation {
             return;
         };
         let name = service_name(&key.0, &port.name);
-        let placed = self.service_ids.allocate(key).ok_or("--services");
-        let placed = placed.and_then(|id| Ok((id, self.select(id, table, now).ok_or("--slots")?)));
-        match placed {
+        match self.place(key, table, now) {
             Ok((id, selection)) => {
-                self.services.want(id, Some(Service { selection, flags: table.flags, affinity: 0 }));
+                let (flags, affinity) = (table.flags, table.affinity);
+                self.services.want(id, Some(Service { selection, flags, affinity }));
                 self.service_names.want(id, Some(name));
+                if self.keep_clients(id, table) > 0 {
+                    self.unplaced.unkept.insert(key.clone());
+                    let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
+                    let message =
+                        format!("some clients of port {} do not stay with their backend", key.0.port);
+                    warnings.set(subject, vec![full(&object, &message, "--backends")]);
+                }
             }
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =
                     self.service_ids.get(key).is_some_and(|id| self.services.wanted(&id).is_some());
-                if !(is_serving && self.slots.is_waiting()) {
+                // Room for slots comes back by itself; the old ranges would let in whom the new ones do not.
+                let may_wait = flag == SLOTS && self.slots.is_waiting();
+                if !(is_serving && may_wait) {
                     // Nothing will come free by waiting: a table that is out of date would go on sending flows to
                     // backends that are gone.
                     self.withdraw(key, now);
@@ -223,6 +235,26 @@ impl Installation {
             }
         }
         desired.touch_frontends(&key.0);
+    }
+
+    /// The id of a table and the slice that holds it; else the flag that makes room.
+    fn place(
+        &mut self,
+        key: &TableKey,
+        table: &TableView,
+        now: Instant,
+    ) -> Result<(u32, Selection), &'static str> {
+        let id = self.service_ids.allocate(key).ok_or("--services")?;
+        if !self.clients.admit(id, &table.ranges, &self.capacity) {
+            return Err("--frontends");
+        }
+        Ok((id, self.select(id, table, now).ok_or(SLOTS)?))
+    }
+
+    /// Notes whom clients of a service with affinity may stay with; returns for how many there is no room.
+    fn keep_clients(&mut self, id: u32, table: &TableView) -> usize {
+        let targets = if table.affinity == 0 { Vec::new() } else { self.contenders(table).0 };
+        self.clients.keep(id, &targets, &self.capacity)
     }
 
     /// The slice that holds a table: the present one if it holds the same, else a new one.
@@ -259,11 +291,19 @@ impl Installation {
     fn withdraw(&mut self, key: &TableKey, now: Instant) {
         let Some(id) = self.service_ids.release(key) else { return };
         self.retire(id, now);
+        self.clients.forget(id);
         self.services.want(id, None);
         self.service_names.want(id, None);
     }
 
     fn content(&self, table: &TableView) -> Vec<Target> {
+        let (targets, contenders) = self.contenders(table);
+        let places = maglev::table(&contenders, table.size).into_iter();
+        places.filter_map(|place| targets.get(place as usize).copied()).collect()
+    }
+
+    /// Those of a table's choice that have an id.
+    fn contenders(&self, table: &TableView) -> (Vec<Target>, Vec<Contender>) {
         let placed = |identity: &Identity| {
             self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
         };
@@ -271,9 +311,7 @@ impl Installation {
             let target = Target { backend: placed(identity)?, port: *port, pad: 0 };
             Some((target, Contender { seed: Seed::new(identity.as_str(), *port), weight: *weight }))
         });
-        let (targets, contenders): (Vec<Target>, Vec<Contender>) = choice.unzip();
-        let places = maglev::table(&contenders, table.size).into_iter();
-        places.filter_map(|place| targets.get(place as usize).copied()).collect()
+        choice.unzip()
     }
 
     fn resolve_frontend(&mut self, desired: &Desired, frontend: Frontend, warnings: &mut Warnings) {
@@ -284,8 +322,13 @@ impl Installation {
             let Some(winner) = winner else { continue };
             found.push(claimed_twice(frontend, &loser.table, &winner.table));
         }
-        let id = winner.filter(|claim| claim.served).and_then(|claim| self.service_ids.get(&claim.table));
-        let mut wanted = id.filter(|id| self.services.wanted(id).is_some());
+        let winner_served = winner.filter(|claim| claim.served);
+        let mut wanted = winner_served.and_then(|claim| {
+            let service = self.service_ids.get(&claim.table)?;
+            self.services.wanted(&service)?;
+            let flags = if claim.admission == Admission::Ranges { FrontendFlags::RANGES } else { 0 };
+            Some(abi::Frontend { service, flags })
+        });
         let ledger = &mut self.frontends[family_of(frontend.address)];
         if wanted.is_some() && !ledger.fits(&frontend, self.capacity.frontends) {
             wanted = None;
