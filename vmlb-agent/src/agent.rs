@@ -207,6 +207,7 @@ impl Agent {
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }
+        self.source.tell(&report.warnings);
         if report.written > 0 {
             tracing::info!("wrote {} changes", report.written);
         }

@@ -164,7 +164,7 @@ fn entry<A>(source: IpAddr, destination: IpAddr, key: &WireKey<A>) -> Entry {
 
 /// The tuples of a connection that vmlb must not take for its own when they come in by an uplink: requests of UDP to what
 /// is about to open (`None`: to anything; TCP in mid-flow is left to the stack anyway), and answers to what the stack
-/// masqueraded, by whichever of its Services: vmlb drops answers to its SNAT ports that no flow asked for.
+/// masqueraded, by whichever of its Services: no flow of ours may get such a tuple.
 fn tuples(
     connection: &Connection,
     snat_ports: &[PortRange],

@@ -1,8 +1,9 @@
 //! The binary `vmlb`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
@@ -33,10 +34,22 @@ enum Command {
     Drops(commands::drops::Options),
     /// Take down programs, maps and neighbours: leave the node as it was found
     Detach(commands::detach::Options),
+    /// Put VMs and pods behind one Service (with a kubeconfig, from anywhere)
+    Expose(commands::expose::Options),
+    /// Take back what expose did
+    Unexpose(commands::unexpose::Options),
+}
+
+/// Reads the command line. As a plugin the program is called `kubectl-vmlb`, and `kubectl vmlb` is what people type.
+fn parse() -> Arguments {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let is_plugin = called.is_some_and(|path| path.file_name().is_some_and(|name| name == "kubectl-vmlb"));
+    let command = Arguments::command().bin_name(if is_plugin { "kubectl vmlb" } else { "vmlb" });
+    Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -54,6 +67,8 @@ fn main() -> ExitCode {
         Command::Flows(options) => commands::flows::run(options),
         Command::Drops(options) => commands::drops::run(options),
         Command::Detach(options) => commands::detach::run(options),
+        Command::Expose(options) => commands::expose::run(options),
+        Command::Unexpose(options) => commands::unexpose::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

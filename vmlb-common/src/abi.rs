@@ -235,6 +235,8 @@ impl DeviceFlags {
     pub const XDP_TRANSMIT: u32 = 2;
     /// Pods of this node are behind it, and our reverse program is at its TC ingress.
     pub const POD_SIDE: u32 = 4;
+    /// Any device will do, also one that is not ours; in no map.
+    pub const ANY: u32 = 0;
 }
 
 /// A frontend's key: what a client addresses.
@@ -518,7 +520,7 @@ pub struct WireKey<A> {
 }
 
 /// A connection that the node's stack carried before vmlb came, and goes on carrying: packets of this tuple are left to
-/// it. Requests of UDP (those of TCP tell themselves); replies to what kube-proxy masqueraded are noted too, for people.
+/// it. Requests of UDP (those of TCP tell themselves), and replies to what kube-proxy masqueraded: no flow gets such a tuple.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Inherited {

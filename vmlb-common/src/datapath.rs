@@ -86,17 +86,16 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: 
     if verdict.is_final() {
         return verdict;
     }
-    let verdict = Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel));
-    if verdict.is_final() {
-        return verdict;
-    }
-    Verdict::from_number(forward::established::<F, P, K>(packet, kernel))
+    Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel))
 }
 
 #[inline(always)]
 fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     if gate::may_be_own_reset::<F, P, K>(packet, kernel) {
-        return Verdict::from_number(reply::own_reset::<F, P, K>(packet, kernel));
+        let verdict = Verdict::from_number(reply::own_reset::<F, P, K>(packet, kernel));
+        if verdict.is_final() {
+            return verdict;
+        }
     }
     local_reply::<F, P, K>(packet, kernel, Delivery::STACK)
 }

@@ -174,7 +174,7 @@ reasons! {
     20 POD_DEVICE "pod_device" "Deferred to TC: the packet goes to a pod's host-side device.";
     21 TABLE_FULL_ESTABLISHED "table_full_established" "Counted: the flow was proved but stays evictable, the established table is full.";
     22 FORWARDING_OFF "forwarding_off" "Punted: IP forwarding is off on the device.";
-    23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came.";
+    23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came, or the tuple it would get is.";
     24 SOURCE_RANGE "source_range" "Dropped: loadBalancerSourceRanges does not admit the client.";
     25 REJECT_LIMIT "reject_limit" "Dropped: to be rejected, but this CPU has sent as many answers in this second as it may.";
 }

@@ -8,6 +8,7 @@ mod build_ebpf;
 mod command;
 mod contract;
 mod demo;
+mod guest;
 mod object;
 mod setup;
 mod stack;

@@ -79,7 +79,7 @@ pub(super) struct Way<'a, F: Family> {
     pub(super) destination: End<'a, F>,
     /// What the translation changes in the sum of both addresses.
     pub(super) addresses: Delta,
-    /// A bit of [`DeviceFlags`].
+    /// A bit of [`DeviceFlags`], or [`DeviceFlags::ANY`].
     pub(super) wanted: u32,
 }
 
@@ -114,7 +114,7 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
         Route::None => return Verdict::punt(Reason::NO_ROUTE).number(),
     };
     let flags = device_flags(kernel, hop.ifindex);
-    if flags & way.wanted == 0 {
+    if way.wanted != DeviceFlags::ANY && flags & way.wanted == 0 {
         return Verdict::punt(Reason::FOREIGN_DEVICE).number();
     }
     if P::SENDING == Sending::Frames {

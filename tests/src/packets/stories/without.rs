@@ -82,6 +82,9 @@ fn inherited(net: Net) -> Story {
     story.wire("what its masquerading waits for", udp(pod, us), Passed);
     story.wire("by TCP too", tcp(pod, us).at(5).ack(6), Passed);
     let other = udp(client, net.vip(30002));
+    let same = udp(net.client(0, 61026), frontend);
+    story.wire("a newcomer that would get a tuple of it", same.clone(), Punted(Reason::INHERITED));
+    story.flows(0, 0);
     story.wire("another frontend", other.clone(), Sent(between(net.node(61025), pod, &other).ttl(63), NODE2));
     story.flows(1, 0);
     story.wait(179);

@@ -1,0 +1,141 @@
+//! `cargo xtask test guest`: the tests of the rig under another kernel. A guest sees this machine's files, runs the same
+//! test binaries and reports line by line; they are counted as if they ran here.
+//!
+//! Test binaries named `guest_…` need what many kernels lack and run in guests only.
+
+mod emulator;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use vmlb_guest::ARCHITECTURE;
+use vmlb_guest::job::{self, Job};
+use vmlb_guest::kernel::Kernel;
+use vmlb_guest::machine::Machine;
+
+use crate::build_ebpf;
+use crate::command::{self, Artifact};
+use crate::setup::guests;
+use crate::test_output::Tally;
+
+/// Which tests run in the guest.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// Those that run nowhere else, in a few minutes.
+    Own,
+    /// All of the rig whose name contains the filter, if there is one.
+    Rig(Option<&'a str>),
+}
+
+/// What the guest's emulator may use. Tests keep agents with small tables; a gibibyte is enough for two nodes.
+const MEMORY: u32 = 1536;
+const PROCESSORS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// Binaries that cannot run in a guest: one starts guests itself, the other takes a real API server.
+const ELSEWHERE: [&str; 2] = ["vm_lab", "cluster"];
+
+/// Whether a test binary is for guests only.
+pub fn is_for_guests(target: &str) -> bool {
+    target.starts_with("guest_")
+}
+
+/// Boots the kernel that the package `name` stands for and runs the selected tests of `artifacts` in it.
+///
+/// # Errors
+/// The guest cannot be made; what happens in it is counted.
+pub fn test(name: &str, selection: Selection<'_>, artifacts: &[Artifact], vmlb: &Path) -> Result<Tally> {
+    let kernel = guests::ready(name)?;
+    let init = init()?;
+    let jobs = jobs(selection, artifacts, vmlb)?;
+    boot(&kernel, &init, jobs)
+}
+
+/// A job, and the name under which its results are shown.
+struct Work {
+    title: String,
+    job: Job,
+}
+
+/// The program `guest-init`, linked statically: it runs before there is a file system with libraries in it.
+///
+/// # Errors
+/// The build fails.
+pub fn init() -> Result<PathBuf> {
+    let target = format!("{ARCHITECTURE}-unknown-linux-gnu");
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--release", "--package", "vmlb-guest", "--bin", "guest-init", "--target", &target]);
+    cargo.arg("--config").arg(format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]"));
+    // Other flags than the workspace's would have cargo build everything anew each time.
+    cargo.arg("--target-dir").arg(command::workspace().join("target/guest"));
+    let built = command::artifacts(cargo)?;
+    built.into_iter().next().map(|artifact| artifact.executable).context("cargo names no program guest-init")
+}
+
+/// The object against the guest's verifier, and the selected binaries.
+fn jobs(selection: Selection<'_>, artifacts: &[Artifact], vmlb: &Path) -> Result<Vec<Work>> {
+    let mut jobs = Vec::new();
+    if matches!(selection, Selection::Own | Selection::Rig(None)) {
+        let this = std::env::current_exe()?;
+        let words = [text(&this)?, "verify-object".to_owned(), text(&build_ebpf::path())?];
+        let job = Job { folder: text(&command::workspace())?, variables: Vec::new(), words: words.to_vec() };
+        jobs.push(Work { title: "the object passes the verifier".to_owned(), job });
+    }
+    for artifact in artifacts.iter().filter(|artifact| is_selected(selection, artifact)) {
+        let filter = match selection {
+            Selection::Own => None,
+            Selection::Rig(filter) => filter,
+        };
+        let mut words = vec![text(&artifact.executable)?];
+        words.extend(filter.map(str::to_owned));
+        words.push("--show-output".to_owned());
+        let variables = [("VMLB_BINARY", vmlb), ("CARGO_MANIFEST_DIR", artifact.package.as_path())];
+        let variables = variables.into_iter().map(|(name, path)| Ok(format!("{name}={}", text(path)?)));
+        let job =
+            Job { folder: text(&artifact.package)?, variables: variables.collect::<Result<_>>()?, words };
+        jobs.push(Work { title: artifact.target.clone(), job });
+    }
+    Ok(jobs)
+}
+
+fn is_selected(selection: Selection<'_>, artifact: &Artifact) -> bool {
+    match selection {
+        Selection::Own => is_for_guests(&artifact.target),
+        Selection::Rig(_) if ELSEWHERE.contains(&artifact.target.as_str()) => false,
+        Selection::Rig(filter) => holds_tests(&artifact.executable, filter),
+    }
+}
+
+/// Whether a test binary has a test of that name, asked here, since starting a large program in a guest takes seconds.
+fn holds_tests(executable: &Path, filter: Option<&str>) -> bool {
+    let mut list = Command::new(executable);
+    let listed = command::output(list.args(filter).args(["--list", "--format", "terse"]));
+    // A binary with a harness of its own lists nothing and runs all the same.
+    listed.is_none_or(|tests| tests.lines().any(|line| line.ends_with(": test")))
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not written in UTF-8", path.display()))
+}
+
+/// Runs the jobs in a guest of their own and counts what they report.
+fn boot(kernel: &Kernel, init: &Path, work: Vec<Work>) -> Result<Tally> {
+    let folder = command::workspace().join("target/guest");
+    let own = |suffix: &str| folder.join(format!("{}-{}.{suffix}", kernel.release, std::process::id()));
+    let (initramfs, console) = (own("initramfs"), own("console"));
+    let (titles, jobs): (Vec<_>, Vec<_>) = work.into_iter().map(|work| (work.title, work.job)).unzip();
+    std::fs::write(&initramfs, job::initramfs(kernel, &std::fs::read(init)?, &jobs)?)?;
+    let processors = std::thread::available_parallelism().map_or(*PROCESSORS.start(), usize::from);
+    let processors = u32::try_from(processors.clamp(*PROCESSORS.start(), *PROCESSORS.end()))?;
+    let mut machine = Machine::new(kernel, &initramfs, &console, MEMORY, processors);
+    machine.report().share(Path::new("/"), job::HOST);
+    let tally = emulator::run(&machine, &kernel.release, &titles, &console);
+    std::fs::remove_file(&initramfs)?;
+    let tally = tally?;
+    if tally.failed == 0 {
+        std::fs::remove_file(&console)?;
+    } else {
+        println!("what the guest's kernel said is in {}", console.display());
+    }
+    Ok(tally)
+}
