@@ -411,7 +411,8 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
                 format!("target {}:{}/{} {count}", name(&key.backend), key.port, key.protocol)
             }
             Record::Eligible(key) => {
-                format!("eligible {} {}:{}", served(&key.service), name(&key.backend), key.port)
+                let (service, backend) = (served(&key.service), name(&key.backend));
+                format!("eligible {service} {backend}:{} {}", key.port, key.role)
             }
             Record::Range4(key) => {
                 let (service, length) = (served(&key.block.service), key.length);

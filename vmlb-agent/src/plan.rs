@@ -41,8 +41,6 @@ struct Endpoint {
 pub(crate) struct Unplaced {
     /// Selection tables.
     pub tables: BTreeMap<TableKey, &'static str>,
-    /// Selection tables with targets that clients cannot stay with.
-    unkept: BTreeSet<TableKey>,
     backends: BTreeSet<Identity>,
     frontends: BTreeSet<Frontend>,
     addresses: BTreeSet<IpAddr>,
@@ -53,7 +51,6 @@ impl Unplaced {
     /// Whether anything waits for room.
     pub fn is_waiting(&self) -> bool {
         !self.tables.is_empty()
-            || !self.unkept.is_empty()
             || !self.backends.is_empty()
             || !self.frontends.is_empty()
             || !self.addresses.is_empty()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use vmlb_common::wire::Protocol;
+use vmlb_common::abi::Role;
 
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
@@ -19,7 +19,7 @@ use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
 use crate::serving::Serving;
 use crate::tables::pinned::Whereabouts;
-use crate::tables::{Change, RecordKey, Tables};
+use crate::tables::{Change, Record, RecordKey, Tables};
 use crate::warning::{Subject, Warning, Warnings};
 use crate::watch::{Event, Object};
 
@@ -49,8 +49,8 @@ pub struct Report {
     pub waiting: Option<Waiting>,
     /// Changes carried out.
     pub written: usize,
-    /// A UDP target serves no more: the next ageing pass ends its flows, so that they move. It should come at once.
-    pub ends_datagrams: bool,
+    /// Other targets serve for UDP: the next ageing pass ends flows that are to move. It should come at once.
+    pub moves_datagrams: bool,
     /// The tables could not be read or written; what is missing is tried again by the next call.
     pub error: Option<anyhow::Error>,
     /// Call again after this time even if nothing happens before: something waits for its grace or for a retry.
@@ -64,8 +64,14 @@ pub struct Report {
     pub triggered: Vec<SystemTime>,
 }
 
-fn ends_datagrams(change: &Change) -> bool {
-    matches!(change, Change::Remove(RecordKey::Target(key)) if key.protocol == Protocol::UDP.number())
+/// A target that stops has its flows moved if there are others; one that comes takes those that could not move before.
+fn moves_datagrams(change: &Change) -> bool {
+    match change {
+        Change::Remove(RecordKey::Eligible(key)) | Change::Put(Record::Eligible(key)) => {
+            key.role == Role::OPEN
+        }
+        _ => false,
+    }
 }
 
 /// Between two tries after a failure.
@@ -188,7 +194,7 @@ impl Sync {
             match self.carry_out(tables, now) {
                 Ok(changes) => {
                     report.written = changes.len();
-                    report.ends_datagrams = changes.iter().any(ends_datagrams);
+                    report.moves_datagrams = changes.iter().any(moves_datagrams);
                     report.again = self.again();
                     report.triggered = std::mem::take(&mut self.triggered);
                     self.has_synced = true;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use vmlb_common::abi::ServiceFlags;
+use vmlb_common::wire::Protocol;
 
 use super::choose::{Offer, choose};
 use super::frontends::{self, frontends, has_idle_external_ips};
@@ -76,6 +77,8 @@ pub struct TableView {
     pub flags: u32,
     /// For how many seconds a client stays with a backend; 0: it does not.
     pub affinity: u32,
+    /// Of UDP: where flows that are open may stay, sorted.
+    pub serving: Vec<(Identity, u16)>,
     /// Whom frontends admit that do not admit everybody.
     pub ranges: Vec<Cidr>,
 }
@@ -205,7 +208,6 @@ fn port_view(
     families: Families,
     port: &ServicePort,
 ) -> PortView {
-    use vmlb_common::wire::Protocol;
     let served = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
     let key = PortKey { service: service.name.clone(), port: port.port, protocol: port.protocol };
     let frontends = frontends(here, index, service, families, port);
@@ -255,7 +257,8 @@ fn selection(
     let choice = choose(&offers.collect::<Vec<_>>(), &here.node, zone);
     let target = |candidate: &Candidate| (candidate.identity.clone(), candidate.port);
     let serves = |candidate: &&Candidate| candidate.endpoint.serving || candidate.endpoint.ready;
-    targets.extend(found.iter().filter(serves).map(target));
+    let serving: BTreeSet<(Identity, u16)> = found.iter().filter(serves).map(target).collect();
+    targets.extend(serving.iter().cloned());
     let mut flags = 0;
     if service.algorithm.unwrap_or(here.serving.algorithm) == Algorithm::Random {
         flags |= ServiceFlags::RANDOM;
@@ -268,7 +271,6 @@ fn selection(
         }
     }
     let places = if is_local { choice.local } else { choice.cluster };
-    targets.extend(places.iter().map(|place| target(&found[*place])));
     let chosen: BTreeSet<Chosen> = places.into_iter().map(|place| found[place].chosen()).collect();
     let counts = |endpoint: &Endpoint| !is_local || endpoint.node.as_deref() == Some(&*here.node);
     let listed = found.iter().filter(|candidate| counts(&candidate.endpoint)).map(Candidate::chosen);
@@ -280,6 +282,7 @@ fn selection(
         size,
         flags,
         affinity: service.affinity,
+        serving: if port.protocol == Protocol::UDP { serving.into_iter().collect() } else { Vec::new() },
         ranges: Vec::new(),
     }
 }

@@ -1,9 +1,9 @@
-//! What services know of clients: the targets they may stay with, the blocks of them that are admitted.
+//! What services know of clients: the blocks of them that are admitted, the targets that they may stay with.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use vmlb_common::abi::{EligibleKey, RangeKey, Target};
+use vmlb_common::abi::{EligibleKey, RangeKey};
 
 use super::family_of;
 use super::ledger::Ledger;
@@ -60,28 +60,27 @@ impl Clients {
         true
     }
 
-    /// Clients of a service may stay with these; returns how many of them there is no room for.
-    pub fn keep(&mut self, service: u32, targets: &[Target], capacity: &Capacity) -> usize {
-        let key =
-            |target: &Target| EligibleKey { service, backend: target.backend, port: target.port, pad: 0 };
-        let mut wanted: Vec<EligibleKey> = targets.iter().map(key).collect();
+    /// A service may use these targets. `false`: there is no room for all of them, and it may use none.
+    #[must_use]
+    pub fn allow(&mut self, service: u32, targets: Vec<EligibleKey>, capacity: &Capacity) -> bool {
         for gone in self.eligible_of.remove(&service).unwrap_or_default() {
-            if !wanted.contains(&gone) {
+            if !targets.contains(&gone) {
                 self.eligible.want(gone, None);
             }
         }
-        let all = wanted.len();
-        wanted.retain(|key| {
-            self.eligible.fits(key, capacity.eligible) && {
-                self.eligible.want(*key, Some(()));
-                true
+        for (place, key) in targets.iter().enumerate() {
+            if !self.eligible.fits(key, capacity.eligible) {
+                for key in &targets[..place] {
+                    self.eligible.want(*key, None);
+                }
+                return false;
             }
-        });
-        let missing = all - wanted.len();
-        if !wanted.is_empty() {
-            self.eligible_of.insert(service, wanted);
+            self.eligible.want(*key, Some(()));
         }
-        missing
+        if !targets.is_empty() {
+            self.eligible_of.insert(service, targets);
+        }
+        true
     }
 
     /// A service is gone.
@@ -143,6 +142,8 @@ pub fn range_of(service: u32, address: IpAddr, length: u32) -> Option<Range> {
 
 #[cfg(test)]
 mod tests {
+    use vmlb_common::abi::Role;
+
     use super::*;
 
     fn capacity(entries: u32) -> Capacity {
@@ -193,14 +194,20 @@ mod tests {
     }
 
     #[test]
-    fn targets_without_room_are_counted_and_come_when_others_go() {
-        let target = |backend| Target { backend, port: 80, pad: 0 };
+    fn targets_that_do_not_all_fit_are_none_and_come_when_others_have_gone() {
+        let keys = |backends: &[u32]| {
+            let key =
+                |backend: &u32| EligibleKey { service: 1, backend: *backend, port: 80, role: Role::OPEN };
+            backends.iter().map(key).collect::<Vec<_>>()
+        };
         let mut clients = Clients::adopt(HashSet::new(), HashSet::new());
-        assert_eq!(clients.keep(1, &[target(1), target(2), target(3)], &capacity(2)), 1);
+        assert!(!clients.allow(1, keys(&[1, 2, 3]), &capacity(2)));
+        assert_eq!(clients.puts().count(), 0);
+        assert!(clients.allow(1, keys(&[1, 2]), &capacity(2)));
         clients.settle();
-        assert_eq!(clients.keep(1, &[target(3)], &capacity(2)), 1, "those that go still take their room");
+        assert!(!clients.allow(1, keys(&[2, 3]), &capacity(2)), "those that go still take their room");
         clients.settle();
-        assert_eq!(clients.keep(1, &[target(3)], &capacity(2)), 0);
-        assert_eq!(clients.puts().count(), 1);
+        assert!(clients.allow(1, keys(&[2, 3]), &capacity(2)));
+        assert_eq!(clients.puts().count(), 2);
     }
 }

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vmlb_common::abi::{self, BackendFlags, FrontendFlags, Gate, Selection, Service, Target, TargetKey};
+use vmlb_common::abi::{
+    self, BackendFlags, EligibleKey, FrontendFlags, Gate, Role, Selection, Service, Target, TargetKey,
+};
 
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Endpoint, Installation, family_of};
@@ -39,7 +41,6 @@ impl Installation {
         }
         let unplaced = std::mem::take(&mut self.unplaced.tables);
         desired.dirty.tables.extend(unplaced.into_keys());
-        desired.dirty.tables.append(&mut self.unplaced.unkept);
         let dirty = std::mem::take(&mut desired.dirty.tables);
         // Those that go make room for those that come, if only after their grace.
         let (stay, go): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|key| desired.table(key).is_some());
@@ -124,10 +125,7 @@ impl Installation {
 
     fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
         let claims: Vec<_> = desired.address_claims(address).collect();
-        let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
-        };
-        let winner = claims.iter().find_map(|claim| Some((*claim, placed(&claim.identity)?)));
+        let winner = claims.iter().find_map(|claim| Some((*claim, self.placed(&claim.identity)?)));
         let mut found = Vec::new();
         if let [first, others @ ..] = &claims[..] {
             let name = |identity: &Identity| {
@@ -206,18 +204,7 @@ impl Installation {
         };
         let name = service_name(&key.0, &port.name);
         match self.place(key, table, now) {
-            Ok((id, selection)) => {
-                let (flags, affinity) = (table.flags, table.affinity);
-                self.services.want(id, Some(Service { selection, flags, affinity }));
-                self.service_names.want(id, Some(name));
-                if self.keep_clients(id, table) > 0 {
-                    self.unplaced.unkept.insert(key.clone());
-                    let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
-                    let message =
-                        format!("some clients of port {} do not stay with their backend", key.0.port);
-                    warnings.set(subject, vec![full(&object, &message, "--backends")]);
-                }
-            }
+            Ok(id) => drop(self.service_names.want(id, Some(name))),
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =
@@ -237,24 +224,32 @@ impl Installation {
         desired.touch_frontends(&key.0);
     }
 
-    /// The id of a table and the slice that holds it; else the flag that makes room.
-    fn place(
-        &mut self,
-        key: &TableKey,
-        table: &TableView,
-        now: Instant,
-    ) -> Result<(u32, Selection), &'static str> {
+    /// Gives a table its id, its slice and what it knows of clients; else says the flag that makes room.
+    fn place(&mut self, key: &TableKey, table: &TableView, now: Instant) -> Result<u32, &'static str> {
         let id = self.service_ids.allocate(key).ok_or("--services")?;
         if !self.clients.admit(id, &table.ranges, &self.capacity) {
             return Err("--frontends");
         }
-        Ok((id, self.select(id, table, now).ok_or(SLOTS)?))
+        let selection = self.select(id, table, now).ok_or(SLOTS)?;
+        let (flags, affinity) = (table.flags, table.affinity);
+        self.services.want(id, Some(Service { selection, flags, affinity }));
+        let targets = self.eligible(id, table);
+        if self.clients.allow(id, targets, &self.capacity) { Ok(id) } else { Err("--backends") }
     }
 
-    /// Notes whom clients of a service with affinity may stay with; returns for how many there is no room.
-    fn keep_clients(&mut self, id: u32, table: &TableView) -> usize {
-        let targets = if table.affinity == 0 { Vec::new() } else { self.contenders(table).0 };
-        self.clients.keep(id, &targets, &self.capacity)
+    /// Whom clients of a service with affinity may stay with, and where datagrams may stay.
+    fn eligible(&self, service: u32, table: &TableView) -> Vec<EligibleKey> {
+        let key = |(backend, port), role| EligibleKey { service, backend, port, role };
+        let new = if table.affinity == 0 { &[][..] } else { &table.choice[..] };
+        let new = new.iter().filter_map(|chosen| Some((self.placed(&chosen.identity)?, chosen.port)));
+        let open = table.serving.iter();
+        let open = open.filter_map(|(identity, port)| Some((self.placed(identity)?, *port)));
+        new.map(|target| key(target, Role::NEW)).chain(open.map(|target| key(target, Role::OPEN))).collect()
+    }
+
+    /// The id of a backend that is there.
+    fn placed(&self, identity: &Identity) -> Option<u32> {
+        self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
     }
 
     /// The slice that holds a table: the present one if it holds the same, else a new one.
@@ -304,11 +299,8 @@ impl Installation {
 
     /// Those of a table's choice that have an id.
     fn contenders(&self, table: &TableView) -> (Vec<Target>, Vec<Contender>) {
-        let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
-        };
         let choice = table.choice.iter().filter_map(|Chosen { identity, port, weight }| {
-            let target = Target { backend: placed(identity)?, port: *port, pad: 0 };
+            let target = Target { backend: self.placed(identity)?, port: *port, pad: 0 };
             Some((target, Contender { seed: Seed::new(identity.as_str(), *port), weight: *weight }))
         });
         choice.unzip()

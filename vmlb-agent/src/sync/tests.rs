@@ -71,7 +71,7 @@ fn datagrams(ready: &[bool]) -> [Value; 2] {
 }
 
 #[test]
-fn a_udp_backend_that_stops_serving_asks_for_an_ageing_pass_and_one_that_comes_does_not() {
+fn a_change_of_who_serves_datagrams_asks_for_an_ageing_pass_and_nothing_else_does() {
     let mut tables = tables();
     let mut sync = begun(&datagrams(&[true, false]));
     let now = Instant::now();
@@ -79,12 +79,17 @@ fn a_udp_backend_that_stops_serving_asks_for_an_ageing_pass_and_one_that_comes_d
         datagrams(ready).iter().flat_map(events).for_each(|event| sync.apply(event));
         let report = sync.sync(&mut tables, now);
         assert!(report.error.is_none(), "{report:?}");
-        report.ends_datagrams
+        report.moves_datagrams
     };
+    assert!(then(&[true, false]));
     assert!(!then(&[true, false]));
-    assert!(!then(&[true, true]));
     assert!(then(&[false, true]));
-    assert!(!then(&[true, true]));
+    let connections = |address| [service(), slice(address, "")];
+    let (mut tables, mut sync) = (self::tables(), begun(&connections("10.0.0.1")));
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        connections(address).iter().flat_map(events).for_each(|event| sync.apply(event));
+        assert!(!sync.sync(&mut tables, now).moves_datagrams);
+    }
 }
 
 fn at(seconds: u64) -> SystemTime {

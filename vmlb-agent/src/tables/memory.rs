@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::bail;
 use vmlb_common::abi::{
     Backend, BackendName, Device, EligibleKey, Frontend, FrontendFlags, FrontendKey, Gate, Pod, RangeKey,
-    Service, ServiceName, Target, TargetKey,
+    Role, Service, ServiceName, Target, TargetKey,
 };
 use vmlb_common::family::{Address4, Address6};
+use vmlb_common::wire::Protocol;
 
 use crate::index::slice::Family;
 
@@ -174,9 +175,10 @@ impl Memory {
     }
 
     fn fault_of(&self, service: u32) -> Option<String> {
-        if !self.service_names.contains_key(&service) {
+        let Some(name) = self.service_names.get(&service) else {
             return Some(format!("a frontend points at service {service}, which is not there"));
-        }
+        };
+        let is_udp = name.protocol == Protocol::UDP.number();
         // All zeros is a service without a backend.
         let entry = self.services.get(&service).copied().unwrap_or_default();
         let Some(slots) = self.selection(&entry) else {
@@ -190,8 +192,9 @@ impl Memory {
             if !self.is_whole(target) {
                 return Some(format!("service {service} selects {target:?}, which is not there"));
             }
-            let key = EligibleKey { service, backend: target.backend, port: target.port, pad: 0 };
-            if entry.affinity != 0 && !self.eligible.contains_key(&key) {
+            let Target { backend, port, .. } = *target;
+            let may_be = |role| self.eligible.contains_key(&EligibleKey { service, backend, port, role });
+            if (entry.affinity != 0 && !may_be(Role::NEW)) || (is_udp && !may_be(Role::OPEN)) {
                 return Some(format!("clients of service {service} cannot stay with {target:?}"));
             }
             whole.push(*target);

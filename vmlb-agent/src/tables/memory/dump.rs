@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use vmlb_common::abi::{BackendFlags, Frontend, FrontendFlags, Gate, ServiceFlags, Target};
+use vmlb_common::abi::{BackendFlags, Frontend, FrontendFlags, Gate, Role, ServiceFlags, Target};
 use vmlb_common::wire::Protocol;
 
 use super::Memory;
@@ -90,12 +90,13 @@ impl Memory {
         for (service, ranges) in admitted {
             line(out, &format!("service {service} admits{}", ranges.concat()));
         }
-        let mut kept: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        let mut kept: BTreeMap<(u32, u16), Vec<String>> = BTreeMap::new();
         for key in self.eligible.keys() {
-            kept.entry(key.service).or_default().push(format!(" {}:{}", key.backend, key.port));
+            kept.entry((key.service, key.role)).or_default().push(format!(" {}:{}", key.backend, key.port));
         }
-        for (service, targets) in kept {
-            line(out, &format!("service {service} keeps clients with{}", targets.concat()));
+        for ((service, role), targets) in kept {
+            let what = if role == Role::NEW { "clients" } else { "datagrams" };
+            line(out, &format!("service {service} keeps {what} with{}", targets.concat()));
         }
     }
 
