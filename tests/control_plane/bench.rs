@@ -75,6 +75,8 @@ pub fn run(services: usize, endpoints: usize) -> Figures {
         frontends: count,
         pods: count,
         targets: count,
+        eligible: count,
+        ranges: count,
     };
     let mut tables = Memory::new(capacity);
     let begin = || {

@@ -275,8 +275,16 @@ fn in_flows(names: &[&str]) -> anyhow::Result<InFlows> {
 }
 
 fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
-    let mut capacity =
-        Capacity { services: 64, slots: 1 << 16, backends: 64, frontends: 64, pods: 128, targets: 256 };
+    let mut capacity = Capacity {
+        services: 64,
+        slots: 1 << 16,
+        backends: 64,
+        frontends: 64,
+        pods: 128,
+        targets: 256,
+        eligible: 256,
+        ranges: 64,
+    };
     for size in sizes {
         let (key, number) = size.split_once('=').context("KEY=N")?;
         let number = number.parse()?;
@@ -287,6 +295,8 @@ fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
             "frontends" => capacity.frontends = number,
             "pods" => capacity.pods = number,
             "targets" => capacity.targets = number,
+            "eligible" => capacity.eligible = number,
+            "ranges" => capacity.ranges = number,
             _ => bail!("no such size"),
         }
     }

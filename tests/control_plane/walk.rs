@@ -9,7 +9,7 @@ use vmlb_agent::desired::Frontend;
 use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::plan::text_of;
-use vmlb_agent::serving::Serving;
+use vmlb_agent::serving::{Serving, SourceRanges};
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables, address4, address6};
@@ -21,7 +21,7 @@ use vmlb_common::wire::Protocol;
 #[derive(Clone, Debug)]
 pub enum Step {
     /// A Service appears or changes.
-    Service { name: u8, node_port: u8, policy: bool, algorithm: bool, balancer: bool, created: u8 },
+    Service { name: u8, node_port: u8, policy: bool, algorithm: bool, kind: u8, created: u8, clients: u8 },
     /// A slice appears or changes: a family, a Service, endpoints.
     Slice { name: u8, service: u8, v6: bool, endpoints: Vec<(u8, u8)> },
     /// A pod appears or changes.
@@ -42,14 +42,15 @@ pub enum Step {
 
 /// Any step.
 pub fn step() -> impl Strategy<Value = Step> {
-    let service = (0u8..4, 0u8..4, any::<(bool, bool, bool)>(), 0u8..3).prop_map(
-        |(name, node_port, (policy, algorithm, balancer), created)| Step::Service {
+    let service = (0u8..4, 0u8..4, any::<(bool, bool)>(), 0u8..5, 0u8..3, 0u8..12).prop_map(
+        |(name, node_port, (policy, algorithm), kind, created, clients)| Step::Service {
             name,
             node_port,
             policy,
             algorithm,
-            balancer,
+            kind,
             created,
+            clients,
         },
     );
     let endpoints = proptest::collection::vec((0u8..6, 0u8..4), 0..5);
@@ -101,8 +102,10 @@ impl World {
                 self.addresses.insert(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));
                 return Vec::new();
             }
-            Step::Service { name, node_port, policy, algorithm, balancer, created } => {
-                service(*name, *node_port, [*policy, *algorithm, *balancer], *created)
+            Step::Service { name, node_port, policy, algorithm, kind, created, clients } => {
+                let mut object = service(*name, *node_port, [*policy, *algorithm], *kind, *created);
+                constrain(&mut object, *clients);
+                object
             }
             Step::Slice { name, service, v6, endpoints } => slice(*name, *service, *v6, endpoints),
             Step::Pod { name, vm, finished, node, address, weight } => {
@@ -146,7 +149,8 @@ impl World {
 
     /// A control plane that knows this world and has written nothing.
     pub fn sync(&self, turn: usize) -> Sync {
-        let mut sync = Sync::new("n0", Serving::default());
+        let serving = Serving { external_ips: true, source_ranges: SourceRanges::All, ..Serving::default() };
+        let mut sync = Sync::new("n0", serving);
         sync.facts(self.facts());
         for event in self.all(turn) {
             sync.apply(event);
@@ -172,8 +176,13 @@ fn stamp(created: u8) -> String {
     format!("2026-11-20T10:00:{created:02}Z")
 }
 
-fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], created: u8) -> Value {
-    let ingress = if balancer { json!([{"ip": format!("203.0.113.{}", node_port % 2)}]) } else { json!([]) };
+fn service(name: u8, node_port: u8, [policy, random]: [bool; 2], kind: u8, created: u8) -> Value {
+    let kind = ["NodePort", "NodePort", "LoadBalancer", "LoadBalancer", "ClusterIP"][usize::from(kind)];
+    let ingress = if kind == "LoadBalancer" {
+        json!([{"ip": format!("203.0.113.{}", node_port % 2)}, {"ip": "2001:db8:5::5"}])
+    } else {
+        json!([])
+    };
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -181,8 +190,9 @@ fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], creat
             "annotations": {"vmlb.io/algorithm": if random { "random" } else { "maglev" }},
         },
         "spec": {
-            "type": if balancer { "LoadBalancer" } else { "NodePort" },
+            "type": kind,
             "externalTrafficPolicy": if policy { "Local" } else { "Cluster" },
+            "externalIPs": if node_port == 3 { json!(["198.51.100.7"]) } else { json!([]) },
             "ports": [
                 {"name": "x", "port": 80, "nodePort": 30000 + i32::from(node_port)},
                 {"name": "y", "port": 53, "protocol": "UDP", "nodePort": 30000 + i32::from(node_port)},
@@ -190,6 +200,21 @@ fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], creat
         },
         "status": {"loadBalancer": {"ingress": ingress}},
     })
+}
+
+/// What a Service may say of its clients.
+fn constrain(service: &mut Value, clients: u8) {
+    let spec = &mut service["spec"];
+    if clients % 3 == 1 {
+        spec["sessionAffinity"] = "ClientIP".into();
+        spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10 * u32::from(clients)}});
+    }
+    spec["loadBalancerSourceRanges"] = match clients / 3 {
+        0 => json!([]),
+        1 => json!([" 10.0.0.0/8", "10.1.1.1/8"]),
+        2 => json!(["10.1.0.0/16", "2001:db8::/32"]),
+        _ => json!(["2001:db8::/32", "nowhere"]),
+    };
 }
 
 fn address(v6: bool, pod: u8) -> String {
@@ -254,6 +279,8 @@ impl Watched {
             frontends: 256,
             pods: 256,
             targets: 512,
+            eligible: 512,
+            ranges: 256,
         }))
     }
 
@@ -360,13 +387,18 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
             .flatten()
             .map(|target| format!("{}:{}", name(&target.backend), target.port))
             .collect();
-        format!("{text} flags {} of {} {held:?}", service.flags, service.selection.size)
+        let (flags, affinity) = (service.flags, service.affinity);
+        format!("{text} flags {flags} affinity {affinity} of {} {held:?}", service.selection.size)
     };
     let mut said = BTreeSet::new();
     for record in &records {
         said.insert(match record {
-            Record::Frontend4(key, value) => format!("frontend {key:?} {}", served(&value.service)),
-            Record::Frontend6(key, value) => format!("frontend {key:?} {}", served(&value.service)),
+            Record::Frontend4(key, value) => {
+                format!("frontend {key:?} {} {}", value.flags, served(&value.service))
+            }
+            Record::Frontend6(key, value) => {
+                format!("frontend {key:?} {} {}", value.flags, served(&value.service))
+            }
             Record::Backend4(id, backend) => {
                 format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
             }
@@ -377,6 +409,18 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
             Record::Pod6(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
             Record::Target(key, count) => {
                 format!("target {}:{}/{} {count}", name(&key.backend), key.port, key.protocol)
+            }
+            Record::Eligible(key) => {
+                let (service, backend) = (served(&key.service), name(&key.backend));
+                format!("eligible {service} {backend}:{} {}", key.port, key.role)
+            }
+            Record::Range4(key) => {
+                let (service, length) = (served(&key.block.service), key.length);
+                format!("range {service} {:?}/{length}", key.block.client)
+            }
+            Record::Range6(key) => {
+                let (service, length) = (served(&key.block.service), key.length);
+                format!("range {service} {:?}/{length}", key.block.client)
             }
             Record::Gate(entry, word) => format!("gate {entry} {word:x}"),
             Record::Device(index, device) => format!("device {index} {device:?}"),

@@ -52,10 +52,10 @@ fn row(rows: &[Value], field: &str, value: &str) -> Result<Value> {
         .with_context(|| format!("no {field} {value}: {rows:?}"))
 }
 
-/// A VM with sessionAffinity, which is not served.
+/// A VM with a sessionAffinity that there is not.
 fn publish_left(cluster: &Cluster) -> Result<()> {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: sticky, namespace: default}\nspec:\n  type: NodePort\n\
-                \x20 sessionAffinity: ClientIP\n  ports: [{name: http, protocol: TCP, port: 80, nodePort: 31800}]\n";
+                \x20 sessionAffinity: Cookie\n  ports: [{name: http, protocol: TCP, port: 80, nodePort: 31800}]\n";
     cluster.manifests.write("service-sticky.yaml", text.as_bytes())
 }
 
@@ -125,7 +125,7 @@ fn services(node: &Node) -> Result<()> {
     let line = |name: &str| {
         table.lines().find(|line| line.starts_with(name)).with_context(|| format!("{name}: {table}"))
     };
-    ensure!(line("default/sticky")?.contains("sessionAffinity is not served yet"));
+    ensure!(line("default/sticky")?.contains("sessionAffinity is neither None nor ClientIP"));
     ensure!(line("default/empty")?.contains("none-usable"));
     let wide = text(node, &["services", "--output", "wide"])?;
     ensure!(

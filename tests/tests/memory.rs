@@ -55,6 +55,8 @@ impl Tables for Nowhere {
             frontends: 65_536,
             pods: 65_536,
             targets: 131_072,
+            eligible: 131_072,
+            ranges: 65_536,
         }
     }
 

@@ -230,6 +230,9 @@ impl Agent {
         let begun = Instant::now();
         let mut tables = self.inheritance.over(&mut self.tables, &mut self.settings);
         let report = self.sync.sync(&mut tables, begun);
+        if report.moves_datagrams {
+            self.sweep.pass(&self.datapath);
+        }
         self.publisher.take(&report, had_work.then(|| begun.elapsed()), &mut self.sync);
         report
     }

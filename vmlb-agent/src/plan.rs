@@ -12,6 +12,7 @@ use crate::index::slice::Family;
 use crate::tables::{Capacity, Change, Record, RecordKey, address4, address6};
 
 mod adopt;
+mod clients;
 mod gate;
 mod ids;
 mod ledger;
@@ -20,6 +21,7 @@ mod names;
 mod resolve;
 mod slots;
 
+use clients::Clients;
 use gate::Gates;
 use ids::Ids;
 use ledger::Ledger;
@@ -64,11 +66,12 @@ pub struct Installation {
     services: Ledger<u32, Service>,
     service_names: Ledger<u32, ServiceName>,
     /// By family, as the maps are.
-    frontends: [Ledger<Frontend, u32>; 2],
+    frontends: [Ledger<Frontend, abi::Frontend>; 2],
     backends: Ledger<(u32, Family), Endpoint>,
     backend_names: Ledger<u32, abi::BackendName>,
     pods: [Ledger<IpAddr, u32>; 2],
     targets: Ledger<TargetKey, u32>,
+    clients: Clients,
     service_ids: Ids<TableKey>,
     backend_ids: Ids<Identity>,
     /// What is gone but may still be named by flows.
@@ -107,6 +110,7 @@ impl Installation {
                 .map(|(address, id)| Change::Put(pod_record(*address, *id))),
         );
         changes.extend(self.targets.puts().map(|(key, count)| Change::Put(Record::Target(*key, *count))));
+        changes.extend(self.clients.puts());
         changes
             .extend(self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(*id, *name))));
         let fresh = std::mem::take(&mut self.fresh);
@@ -117,7 +121,7 @@ impl Installation {
             self.frontends
                 .iter()
                 .flat_map(Ledger::puts)
-                .map(|(key, id)| Change::Put(frontend_record(*key, *id))),
+                .map(|(key, value)| Change::Put(frontend_record(*key, *value))),
         );
         self.removals(&mut changes);
         changes
@@ -131,6 +135,7 @@ impl Installation {
         changes.extend(services.map(|id| Change::Put(Record::Service(*id, Service::default()))));
         let names = self.service_names.removals();
         changes.extend(names.map(|id| Change::Remove(RecordKey::ServiceName(*id))));
+        changes.extend(self.clients.removals());
         changes.extend(self.targets.removals().map(|key| Change::Remove(RecordKey::Target(*key))));
         changes.extend(
             self.pods.iter().flat_map(Ledger::removals).map(|address| Change::Remove(pod_key(*address))),
@@ -174,6 +179,7 @@ impl Installation {
         self.backend_names.settle();
         self.pods.iter_mut().for_each(Ledger::settle);
         self.targets.settle();
+        self.clients.settle();
         let services = self.service_ids.settle();
         let backends = self.backend_ids.settle();
         services || backends
@@ -200,7 +206,7 @@ impl Installation {
     /// The service id that serves a frontend.
     #[must_use]
     pub fn frontend(&self, frontend: &Frontend) -> Option<u32> {
-        self.frontends[family_of(frontend.address)].wanted(frontend).copied()
+        self.frontends[family_of(frontend.address)].wanted(frontend).map(|opened| opened.service)
     }
 }
 
@@ -209,9 +215,8 @@ const fn family_of(address: IpAddr) -> usize {
     address.is_ipv6() as usize
 }
 
-fn frontend_record(key: Frontend, service: u32) -> Record {
+fn frontend_record(key: Frontend, value: abi::Frontend) -> Record {
     let Frontend { address, port, protocol } = key;
-    let value = abi::Frontend { service, flags: 0 };
     match address {
         IpAddr::V4(address) => {
             Record::Frontend4(abi::FrontendKey::new(address4(address), port, protocol), value)

@@ -1,6 +1,6 @@
 //! What the operator says about serving, for all Services alike: the flags of `vmlb agent` that the control plane follows.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::facts::NodePortAddresses;
 use crate::index::service::Algorithm;
@@ -19,4 +19,18 @@ pub struct Serving {
     /// (CVE-2020-8554): restrict who may set them
     #[arg(long)]
     pub external_ips: bool,
+    /// What loadBalancerSourceRanges holds for: addresses of load balancers, as kube-proxy does, or all ways to a Service
+    /// that has it, node ports and external IPs included
+    #[arg(long, value_enum, value_name = "load-balancer|all", default_value_t)]
+    pub source_ranges: SourceRanges,
+}
+
+/// Which frontends of a Service its source ranges hold for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SourceRanges {
+    /// Those on load-balancer addresses.
+    #[default]
+    LoadBalancer,
+    /// All of them.
+    All,
 }

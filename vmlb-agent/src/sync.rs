@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use vmlb_common::abi::Role;
 
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
@@ -17,8 +18,8 @@ use crate::index::pod::Node;
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
 use crate::serving::Serving;
-use crate::tables::Tables;
 use crate::tables::pinned::Whereabouts;
+use crate::tables::{Change, Record, RecordKey, Tables};
 use crate::warning::{Subject, Warning, Warnings};
 use crate::watch::{Event, Object};
 
@@ -48,6 +49,8 @@ pub struct Report {
     pub waiting: Option<Waiting>,
     /// Changes carried out.
     pub written: usize,
+    /// Other targets serve for UDP: the next ageing pass ends flows that are to move. It should come at once.
+    pub moves_datagrams: bool,
     /// The tables could not be read or written; what is missing is tried again by the next call.
     pub error: Option<anyhow::Error>,
     /// Call again after this time even if nothing happens before: something waits for its grace or for a retry.
@@ -59,6 +62,16 @@ pub struct Report {
     /// When the changes of endpoints were called for that are in force since this call. Those that were there when the
     /// control plane began are left out.
     pub triggered: Vec<SystemTime>,
+}
+
+/// A target that stops has its flows moved if there are others; one that comes takes those that could not move before.
+fn moves_datagrams(change: &Change) -> bool {
+    match change {
+        Change::Remove(RecordKey::Eligible(key)) | Change::Put(Record::Eligible(key)) => {
+            key.role == Role::OPEN
+        }
+        _ => false,
+    }
 }
 
 /// Between two tries after a failure.
@@ -179,8 +192,9 @@ impl Sync {
                 self.installation.as_ref().is_none_or(|installation| installation.unplaced.is_waiting());
             report.backends_changed = waits || !self.desired.dirty.backends.is_empty();
             match self.carry_out(tables, now) {
-                Ok(written) => {
-                    report.written = written;
+                Ok(changes) => {
+                    report.written = changes.len();
+                    report.moves_datagrams = changes.iter().any(moves_datagrams);
                     report.again = self.again();
                     report.triggered = std::mem::take(&mut self.triggered);
                     self.has_synced = true;
@@ -208,7 +222,7 @@ impl Sync {
         installation.is_lingering().then_some(RECYCLE)
     }
 
-    fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<usize> {
+    fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<Vec<Change>> {
         let mut installation = match self.installation.take() {
             Some(installation) => installation,
             None => self.adopt(tables, now)?,
@@ -235,7 +249,7 @@ impl Sync {
         installation.settle();
         self.left.refresh(&self.desired, &installation);
         self.installation = Some(installation);
-        Ok(changes.len())
+        Ok(changes)
     }
 
     /// Computes anew whatever events and facts have touched.

@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use vmlb_common::abi::{
-    self, Backend, BackendName, Device, FrontendKey, Pod, Selection, Service, ServiceName, Target, TargetKey,
+    self, Backend, BackendName, Device, EligibleKey, FrontendKey, Pod, RangeKey, Selection, Service,
+    ServiceName, Target, TargetKey,
 };
 use vmlb_common::family::{Address4, Address6};
 
@@ -40,6 +41,12 @@ pub enum Record {
     Pod6(Address6, Pod),
     /// How many services select a target.
     Target(TargetKey, u32),
+    /// A target that clients of a service may stay with.
+    Eligible(EligibleKey),
+    /// IPv4 clients of a service that frontends with ranges admit.
+    Range4(RangeKey<Address4>),
+    /// IPv6 clients of a service that frontends with ranges admit.
+    Range6(RangeKey<Address6>),
     /// The name of a service id.
     ServiceName(u32, ServiceName),
     /// The name of a backend id.
@@ -61,6 +68,12 @@ pub enum RecordKey {
     Pod6(Address6),
     /// See [`Record::Target`].
     Target(TargetKey),
+    /// See [`Record::Eligible`].
+    Eligible(EligibleKey),
+    /// See [`Record::Range4`].
+    Range4(RangeKey<Address4>),
+    /// See [`Record::Range6`].
+    Range6(RangeKey<Address6>),
     /// See [`Record::ServiceName`].
     ServiceName(u32),
     /// See [`Record::BackendName`].
@@ -95,6 +108,10 @@ pub struct Capacity {
     pub pods: u32,
     /// Entries of `targets`.
     pub targets: u32,
+    /// Entries of `eligible`.
+    pub eligible: u32,
+    /// Entries of `ranges_v4` and `ranges_v6` each.
+    pub ranges: u32,
 }
 
 /// Where records are kept.

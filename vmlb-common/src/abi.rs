@@ -24,7 +24,7 @@ pub mod names {
     pub const SLOTS: &str = "slots";
     /// [`super::TargetKey`] → services that select it.
     pub const TARGETS: &str = "targets";
-    /// [`super::EligibleKey`] → 1; for services with session affinity only.
+    /// [`super::EligibleKey`] → 1; for services with session affinity, and those of UDP.
     pub const ELIGIBLE: &str = "eligible";
     /// Service id → [`super::ServiceName`]; read by people and by the agent after a restart.
     pub const SERVICE_NAMES: &str = "service_names";
@@ -339,7 +339,7 @@ pub struct TargetKey {
     pub pad: u8,
 }
 
-/// Key of map `eligible`: a target that new flows of a service may be given to.
+/// Key of map `eligible`: a target that a service may use, and for what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct EligibleKey {
@@ -349,8 +349,18 @@ pub struct EligibleKey {
     pub backend: u32,
     /// Port on the backend.
     pub port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// [`Role`].
+    pub role: u16,
+}
+
+/// What a service may use a target for: values of [`EligibleKey::role`].
+pub struct Role;
+
+impl Role {
+    /// New flows of clients that stay with it; for services with session affinity.
+    pub const NEW: u16 = 0;
+    /// Flows that are open; for services of UDP, whose flows move when their target serves no more.
+    pub const OPEN: u16 = 1;
 }
 
 /// A client of a service.

@@ -59,6 +59,9 @@ fn key(record: &Record) -> Option<String> {
         Record::Target(key, _) => format!("target {key:?}"),
         Record::ServiceName(id, _) => format!("service name {id}"),
         Record::BackendName(id, _) => format!("backend name {id}"),
+        Record::Eligible(key) => format!("eligible {key:?}"),
+        Record::Range4(key) => format!("range {key:?}"),
+        Record::Range6(key) => format!("range {key:?}"),
     })
 }
 
@@ -83,6 +86,9 @@ fn removed(key: &RecordKey) -> String {
         RecordKey::Target(key) => format!("target {key:?}"),
         RecordKey::ServiceName(id) => format!("service name {id}"),
         RecordKey::BackendName(id) => format!("backend name {id}"),
+        RecordKey::Eligible(key) => format!("eligible {key:?}"),
+        RecordKey::Range4(key) => format!("range {key:?}"),
+        RecordKey::Range6(key) => format!("range {key:?}"),
     }
 }
 

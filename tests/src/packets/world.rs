@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use vmlb_common::abi::{
     Backend, BackendFlags, ClientKey, Device, DeviceFlags, EligibleKey, Frontend, FrontendFlags, FrontendKey,
-    Gate, Pod, Selection, Service, ServiceFlags, Target, TargetKey,
+    Gate, Pod, Role, Selection, Service, ServiceFlags, Target, TargetKey,
 };
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
@@ -297,16 +297,21 @@ impl World {
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let service = service_id(port, protocol);
             self.records.services.entry(service).or_default().affinity = seconds;
-            self.records.eligible.retain(|key| key.service != service);
-            let key = |backend: &u32| EligibleKey { service, backend: *backend, port: TARGET_PORT, pad: 0 };
+            self.records.eligible.retain(|key| key.service != service || key.role != Role::NEW);
+            let key = |backend: &u32| EligibleKey {
+                service,
+                backend: *backend,
+                port: TARGET_PORT,
+                role: Role::NEW,
+            };
             self.records.eligible.extend(backends.iter().map(key));
         }
     }
 
-    /// A backend serves no more, though it is there.
-    pub fn stop_serving(&mut self, backend: u32) {
-        self.records.targets.retain(|key| key.backend != backend);
-        self.records.eligible.retain(|key| key.backend != backend);
+    /// A backend serves no more for the services of `port`, though it is there, and goes on for others.
+    pub fn stop_serving(&mut self, port: u16, backend: u32) {
+        let services = [Protocol::TCP, Protocol::UDP].map(|protocol| service_id(port, protocol));
+        self.records.eligible.retain(|key| key.backend != backend || !services.contains(&key.service));
     }
 
     /// Gives the services (TCP and UDP) of `port` these backends, one slot each.
@@ -319,6 +324,8 @@ impl World {
                 let protocol = protocol.number();
                 records.targets.insert(TargetKey { backend, port: TARGET_PORT, protocol, pad: 0 });
             }
+            let service = service_id(port, Protocol::UDP);
+            records.eligible.insert(EligibleKey { service, backend, port: TARGET_PORT, role: Role::OPEN });
         }
         let size = u32::try_from(backends.len()).expect("a service of the world has at most 8 slots");
         let service = Service { selection: Selection { offset, size }, flags, affinity: 0 };

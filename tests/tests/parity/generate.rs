@@ -62,7 +62,10 @@ pub(crate) const SCENES: [Scene; 12] = [
     }),
     scene("inherited connections", |world| world.records.settings.inherited = 1),
     scene("backend 2 serves no more", |world| {
-        world.stop_serving(2);
+        for port in [MANY, STICKY, 30002] {
+            world.stop_serving(port, 2);
+        }
+        world.records.targets.retain(|key| key.backend != 2);
         world.select(MANY, 0, &[1, 8]);
         world.select(STICKY, 0, &[5, 8]);
     }),

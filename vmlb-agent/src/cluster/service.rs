@@ -4,8 +4,10 @@ use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, Service
 
 use super::{Decoded, Findings, annotation, created, label, shorten};
 use crate::index::Entry;
-use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
+use crate::index::service::{Algorithm, Families, Policy, Service, ServicePort};
 use crate::index::text;
+
+mod clients;
 
 /// The annotation that chooses how a backend is found: `maglev` or `random`.
 pub const ALGORITHM: &str = "vmlb.io/algorithm";
@@ -40,6 +42,8 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
     }
     let Some(policy) = policy(spec, findings) else { return Decoded::Refuse };
     let families = families(spec, findings);
+    let (affinity, ranges) = (clients::affinity(spec, findings), clients::ranges(spec, kind, findings));
+    let left = ranges.as_ref().err().or(affinity.as_ref().err()).cloned();
     Decoded::used(Entry::Service(Service {
         name: findings.object.name.clone(),
         created: created(&object.metadata).unwrap_or(i64::MAX),
@@ -48,9 +52,11 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         families,
         addresses: if kind == "LoadBalancer" { addresses(object, families, findings) } else { Vec::new() },
         external_ips: external_ips(spec, families, findings),
+        affinity: affinity.unwrap_or(0),
+        ranges: ranges.unwrap_or_default(),
         ports: ports(spec, kind, findings),
         health_port: if policy == Policy::Local { health_port(spec, kind, findings) } else { 0 },
-        left: left(spec, kind, findings),
+        left,
     }))
 }
 
@@ -149,25 +155,6 @@ fn health_port(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> u16 {
         return 0;
     }
     findings.port("spec.healthCheckNodePort", spec.health_check_node_port).unwrap_or(0)
-}
-
-fn left(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> Option<Left> {
-    const STACK: &str = "leave the Service to kube-proxy, or remove the field";
-    let ranges = spec.load_balancer_source_ranges.iter().flatten().any(|range| !range.trim().is_empty());
-    if ranges && kind == "LoadBalancer" {
-        let message = "is not served yet; the Service is left to the node's stack".into();
-        findings.warn("spec.loadBalancerSourceRanges", message, STACK);
-        return Some(Left::SourceRanges);
-    }
-    match spec.session_affinity.as_deref() {
-        None | Some("None" | "") => None,
-        Some(other) => {
-            let message =
-                format!("{:?} is not served yet; the Service is left to the node's stack", shorten(other));
-            findings.warn("spec.sessionAffinity", message, STACK);
-            Some(Left::Affinity)
-        }
-    }
 }
 
 fn ports(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> Vec<ServicePort> {

@@ -165,7 +165,7 @@ mod tests {
     fn a_service_left_to_the_stack_is_not_vouched_for() {
         let mut world = World::new();
         let mut object = local(32001);
-        object["spec"]["sessionAffinity"] = "ClientIP".into();
+        object["spec"]["loadBalancerSourceRanges"] = json!(["everywhere"]);
         assert_eq!(world.take(&object), []);
     }
 }

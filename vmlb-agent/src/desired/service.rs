@@ -6,10 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use vmlb_common::abi::ServiceFlags;
+use vmlb_common::wire::Protocol;
 
 use super::choose::{Offer, choose};
+use super::frontends::{self, frontends, has_idle_external_ips};
 use super::health::{HealthCheck, health_check};
-use super::{Claim, Frontend, Here, PortKey, Side, TableKey};
+use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey};
+use crate::facts::Cidr;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
@@ -54,8 +57,8 @@ pub struct PortView {
     pub name: Arc<str>,
     /// Why it is left to the node's stack.
     pub left: Option<Left>,
-    /// Its frontends and the table that serves each.
-    pub frontends: Vec<(Frontend, Side)>,
+    /// Its frontends, sorted.
+    pub frontends: Vec<Way>,
     /// Backends and ports that answer for it, sorted: those that new flows may be given to, and those that finish what
     /// they have.
     pub targets: BTreeSet<(Identity, u16)>,
@@ -72,6 +75,23 @@ pub struct TableView {
     pub size: u32,
     /// [`ServiceFlags`].
     pub flags: u32,
+    /// For how many seconds a client stays with a backend; 0: it does not.
+    pub affinity: u32,
+    /// Of UDP: where flows that are open may stay, sorted.
+    pub serving: Vec<(Identity, u16)>,
+    /// Whom frontends admit that do not admit everybody.
+    pub ranges: Vec<Cidr>,
+}
+
+/// A way to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// What clients address.
+    pub frontend: Frontend,
+    /// The table that serves it.
+    pub side: Side,
+    /// Whom it admits.
+    pub admission: Admission,
 }
 
 /// A backend and the port by which it takes part in a selection table.
@@ -94,13 +114,12 @@ impl ServiceView {
     /// Its claims on frontends.
     #[must_use]
     pub fn claims(&self) -> BTreeSet<(Frontend, Claim)> {
-        let claims =
-            self.ports.iter().flat_map(|port| port.frontends.iter().map(move |frontend| (port, frontend)));
-        let claim = |port: &PortView, side| {
-            let table = (port.key.clone(), side);
-            Claim { created: self.created, table, served: port.left.is_none() }
+        let ways = self.ports.iter().flat_map(|port| port.frontends.iter().map(move |way| (port, way)));
+        let claim = |(port, way): (&PortView, &Way)| {
+            let (table, served) = ((port.key.clone(), way.side), port.left.is_none());
+            (way.frontend, Claim { created: self.created, table, served, admission: way.admission })
         };
-        claims.map(|(port, (frontend, side))| (*frontend, claim(port, *side))).collect()
+        ways.map(claim).collect()
     }
 }
 
@@ -117,6 +136,20 @@ impl PortView {
         match side {
             Side::First => self.first.as_ref(),
             Side::Second => self.second.as_ref(),
+        }
+    }
+}
+
+impl PortView {
+    /// Gives each table the ranges that its frontends ask for.
+    fn restrict(&mut self, ranges: &[Cidr]) {
+        let restricted = self.frontends.iter().filter(|way| way.admission == Admission::Ranges);
+        let asked: BTreeSet<(Side, Family)> =
+            restricted.map(|way| (way.side, Family::of(way.frontend.address))).collect();
+        for (side, table) in [(Side::First, &mut self.first), (Side::Second, &mut self.second)] {
+            let Some(table) = table else { continue };
+            let of_side = ranges.iter().filter(|range| asked.contains(&(side, Family::of(range.address()))));
+            table.ranges = of_side.copied().collect();
         }
     }
 }
@@ -150,11 +183,8 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
         view.health = health_check(index, here, service, families);
         view.warnings = warnings(index, service, families, &view.ports);
     }
-    if service.left.is_none() && has_idle_external_ips(here, service) {
-        let object = ObjectRef { kind: Kind::Service, name: name.clone() };
-        let message = "the Service's external addresses are left to the node's stack".to_owned();
-        let remedy = "start the agent with --external-ips, or use type LoadBalancer";
-        view.warnings.push(Warning::new(&object, "spec.externalIPs", message, remedy));
+    if service.left.is_none() {
+        view.warnings.extend(frontends::warnings(here, service));
     }
     Some(view)
 }
@@ -178,7 +208,6 @@ fn port_view(
     families: Families,
     port: &ServicePort,
 ) -> PortView {
-    use vmlb_common::wire::Protocol;
     let served = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
     let key = PortKey { service: service.name.clone(), port: port.port, protocol: port.protocol };
     let frontends = frontends(here, index, service, families, port);
@@ -194,56 +223,23 @@ fn port_view(
         first: None,
         second: None,
     };
-    let has = |v6: bool| frontends.iter().any(|frontend| frontend.address.is_ipv6() == v6);
+    let has = |v6: bool| frontends.keys().any(|frontend| frontend.address.is_ipv6() == v6);
     let (has_v4, has_v6) = (has(false), has(true));
     let mut split = false;
     if view.left.is_none() {
         let v4 = has_v4.then(|| selection(index, here, service, port, Family::V4, &mut view.targets));
         let v6 = has_v6.then(|| selection(index, here, service, port, Family::V6, &mut view.targets));
-        split = v4.is_some() && v6.is_some() && v4 != v6;
+        // Affinity is remembered by a table's id: it must not change because the slices of one family come first.
+        split = v4.is_some() && v6.is_some() && (v4 != v6 || service.affinity != 0);
         (view.first, view.second) = if split { (v4, v6) } else { (v4.or(v6), None) };
     }
     let side =
         |frontend: &Frontend| if split && frontend.address.is_ipv6() { Side::Second } else { Side::First };
-    view.frontends = frontends.into_iter().map(|frontend| (frontend, side(&frontend))).collect();
+    let ways = frontends.into_iter();
+    view.frontends =
+        ways.map(|(frontend, admission)| Way { frontend, side: side(&frontend), admission }).collect();
+    view.restrict(&service.ranges);
     view
-}
-
-/// Whether the Service has `externalIPs` that stay with the stack.
-fn has_idle_external_ips(here: &Here, service: &Service) -> bool {
-    !here.serving.external_ips && !service.external_ips.is_empty()
-}
-
-/// Node ports on the node's addresses, ports on load-balancer addresses and, where wanted, on external ones.
-fn frontends(
-    here: &Here,
-    index: &Index,
-    service: &Service,
-    families: Families,
-    port: &ServicePort,
-) -> Vec<Frontend> {
-    let main = index.node(&here.node).map_or(&[][..], |node| &node.addresses);
-    let of_node = here.facts.addresses.iter().filter(|known| {
-        let primary = known.primary || main.contains(&known.address);
-        port.node_port != 0 && here.serving.nodeport_addresses.admits(known.address, primary)
-    });
-    let of_node = of_node.map(|known| (known.address, port.node_port));
-    let external = if here.serving.external_ips { &service.external_ips[..] } else { &[] };
-    let of_service = service.addresses.iter().chain(external).map(|address| (*address, port.port));
-    let all =
-        of_node.chain(of_service).filter(|(address, _)| families.admit(*address) && is_served(*address));
-    let all: BTreeSet<Frontend> =
-        all.map(|(address, number)| Frontend { address, port: number, protocol: port.protocol }).collect();
-    all.into_iter().collect()
-}
-
-/// Addresses that only mean something on one link or one host have no frontends.
-fn is_served(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !link_local && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
 }
 
 /// The table of one family; `targets` gets whoever answers for the port.
@@ -261,7 +257,8 @@ fn selection(
     let choice = choose(&offers.collect::<Vec<_>>(), &here.node, zone);
     let target = |candidate: &Candidate| (candidate.identity.clone(), candidate.port);
     let serves = |candidate: &&Candidate| candidate.endpoint.serving || candidate.endpoint.ready;
-    targets.extend(found.iter().filter(serves).map(target));
+    let serving: BTreeSet<(Identity, u16)> = found.iter().filter(serves).map(target).collect();
+    targets.extend(serving.iter().cloned());
     let mut flags = 0;
     if service.algorithm.unwrap_or(here.serving.algorithm) == Algorithm::Random {
         flags |= ServiceFlags::RANDOM;
@@ -274,14 +271,20 @@ fn selection(
         }
     }
     let places = if is_local { choice.local } else { choice.cluster };
-    targets.extend(places.iter().map(|place| target(&found[*place])));
     let chosen: BTreeSet<Chosen> = places.into_iter().map(|place| found[place].chosen()).collect();
     let counts = |endpoint: &Endpoint| !is_local || endpoint.node.as_deref() == Some(&*here.node);
     let listed = found.iter().filter(|candidate| counts(&candidate.endpoint)).map(Candidate::chosen);
     let listed: BTreeSet<Chosen> = listed.collect();
     let weights: Vec<u32> = listed.iter().map(|chosen| chosen.weight).collect();
     let size = if chosen.is_empty() { 0 } else { maglev::weighted_size(&weights) };
-    TableView { choice: chosen.into_iter().collect(), size, flags }
+    TableView {
+        choice: chosen.into_iter().collect(),
+        size,
+        flags,
+        affinity: service.affinity,
+        serving: if port.protocol == Protocol::UDP { serving.into_iter().collect() } else { Vec::new() },
+        ranges: Vec::new(),
+    }
 }
 
 struct Candidate {

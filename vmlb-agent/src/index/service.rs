@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use vmlb_common::wire::Protocol;
 
+use crate::facts::Cidr;
 use crate::object::Name;
 
 /// A Service of type NodePort or LoadBalancer, or one of type ClusterIP that has `externalIPs`.
@@ -25,6 +26,10 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// `externalIPs`, which are served where the agent is told so.
     pub external_ips: Vec<IpAddr>,
+    /// For how many seconds after its last new flow a client stays with a backend (`sessionAffinity`); 0: it does not.
+    pub affinity: u32,
+    /// The clients that load-balancer addresses admit (`loadBalancerSourceRanges`), of either family; none: everybody.
+    pub ranges: Vec<Cidr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Where balancers outside ask whether this node has backends of it (`healthCheckNodePort`); 0: they do not.
@@ -85,9 +90,9 @@ impl Families {
 /// Why a port is left to the node's stack, where kube-proxy may serve it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// `sessionAffinity` is not served yet.
+    /// `sessionAffinity` is none that is known.
     Affinity,
-    /// `loadBalancerSourceRanges` is not served yet.
+    /// `loadBalancerSourceRanges` cannot be read.
     SourceRanges,
     /// It has no other frontends than `externalIPs`, and they are off.
     ExternalIps,
@@ -102,8 +107,8 @@ pub enum Left {
 impl fmt::Display for Left {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Affinity => out.write_str("sessionAffinity is not served yet"),
-            Self::SourceRanges => out.write_str("loadBalancerSourceRanges is not served yet"),
+            Self::Affinity => out.write_str("sessionAffinity is neither None nor ClientIP"),
+            Self::SourceRanges => out.write_str("loadBalancerSourceRanges cannot be read"),
             Self::ExternalIps => out.write_str("externalIPs are served with --external-ips only"),
             Self::Protocol(protocol) => write!(out, "protocol {} is not served yet", protocol.name()),
             Self::Claimed(other) => write!(out, "its frontends belong to the older Service {other}"),

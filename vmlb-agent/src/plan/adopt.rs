@@ -1,7 +1,7 @@
 //! Taking over what is installed: from records to ledgers, ids and slots. The same on the first start, after a restart and
 //! after a write that failed half way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use vmlb_common::abi::{self, BackendFlags, ServiceName};
 use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
+use super::clients::{Clients, Range, range_of};
 use super::gate::Gates;
 use super::ids::Ids;
 use super::ledger::Ledger;
@@ -31,11 +32,13 @@ struct Found {
     services: HashMap<u32, abi::Service>,
     service_names: HashMap<u32, ServiceName>,
     slots: HashMap<u32, Vec<abi::Target>>,
-    frontends: HashMap<Frontend, u32>,
+    frontends: HashMap<Frontend, abi::Frontend>,
     backends: HashMap<(u32, Family), Endpoint>,
     backend_names: HashMap<u32, abi::BackendName>,
     pods: HashMap<IpAddr, u32>,
     targets: HashMap<abi::TargetKey, u32>,
+    eligible: HashSet<abi::EligibleKey>,
+    ranges: HashSet<Range>,
     revision: u32,
 }
 
@@ -61,7 +64,7 @@ impl Installation {
         blocked.retain(|id| !known.contains(id));
         let mut used_services: BTreeSet<u32> =
             found.services.keys().chain(found.service_names.keys()).copied().collect();
-        used_services.extend(found.frontends.values());
+        used_services.extend(found.frontends.values().map(|frontend| frontend.service));
         let (slots, digests) = slots(&found, capacity.slots, previous, now);
         let mut gates = Gates::adopt(found.gates);
         let mut lingering = Lingering::adopt(in_flows, &mut gates);
@@ -77,6 +80,7 @@ impl Installation {
             backend_names: Ledger::adopt(found.backend_names.clone()),
             pods: by_family(found.pods, |address| *address),
             targets: Ledger::adopt(found.targets),
+            clients: Clients::adopt(found.eligible, found.ranges),
             service_ids: Ids::adopt(capacity.services, service_keys, &used_services),
             backend_ids: Ids::adopt(capacity.backends, backend_keys, &lingering.blocked),
             lingering,
@@ -149,11 +153,11 @@ impl Found {
             Record::Slots(offset, targets) => drop(self.slots.insert(offset, targets)),
             Record::Frontend4(key, value) => {
                 let frontend = frontend(ip4(key.address), key.port, key.protocol);
-                self.frontends.insert(frontend, value.service);
+                self.frontends.insert(frontend, value);
             }
             Record::Frontend6(key, value) => {
                 let frontend = frontend(ip6(key.address), key.port, key.protocol);
-                self.frontends.insert(frontend, value.service);
+                self.frontends.insert(frontend, value);
             }
             Record::Backend4(id, abi::Backend { flags, revision, address }) => {
                 self.backend((id, Family::V4), revision, Endpoint { flags, address: ip4(address) });
@@ -164,6 +168,13 @@ impl Found {
             Record::Pod4(address, pod) => drop(self.pods.insert(ip4(address), pod.backend)),
             Record::Pod6(address, pod) => drop(self.pods.insert(ip6(address), pod.backend)),
             Record::Target(key, count) => drop(self.targets.insert(key, count)),
+            Record::Eligible(key) => drop(self.eligible.insert(key)),
+            Record::Range4(key) => {
+                self.ranges.extend(range_of(key.block.service, ip4(key.block.client), key.length));
+            }
+            Record::Range6(key) => {
+                self.ranges.extend(range_of(key.block.service, ip6(key.block.client), key.length));
+            }
             Record::ServiceName(id, name) => drop(self.service_names.insert(id, name)),
             Record::BackendName(id, name) => drop(self.backend_names.insert(id, name)),
         }
@@ -177,10 +188,10 @@ impl Found {
     }
 }
 
-fn by_family<K: Ord + Hash + Clone>(
-    found: HashMap<K, u32>,
+fn by_family<K: Ord + Hash + Clone, V: PartialEq + Clone>(
+    found: HashMap<K, V>,
     address: fn(&K) -> IpAddr,
-) -> [Ledger<K, u32>; 2] {
+) -> [Ledger<K, V>; 2] {
     let (v4, v6) = found.into_iter().partition(|(key, _)| family_of(address(key)) == 0);
     [Ledger::adopt(v4), Ledger::adopt(v6)]
 }
@@ -213,11 +224,11 @@ fn backend_ids(names: &HashMap<u32, abi::BackendName>, limit: u32) -> HashMap<Id
 /// Two ids with one name are the two tables of a port: the second is the one that IPv6 frontends alone point at.
 fn service_ids(
     names: &HashMap<u32, ServiceName>,
-    frontends: &HashMap<Frontend, u32>,
+    frontends: &HashMap<Frontend, abi::Frontend>,
     limit: u32,
 ) -> HashMap<TableKey, u32> {
-    let v4: BTreeSet<u32> =
-        frontends.iter().filter(|(frontend, _)| frontend.address.is_ipv4()).map(|(_, id)| *id).collect();
+    let v4 = frontends.iter().filter(|(frontend, _)| frontend.address.is_ipv4());
+    let v4: BTreeSet<u32> = v4.map(|(_, value)| value.service).collect();
     let mut by_port: HashMap<PortKey, Vec<u32>> = HashMap::new();
     for (id, name) in names.iter().filter(|(id, _)| **id != 0 && **id < limit) {
         by_port.entry(port_of(name)).or_default().push(*id);
