@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use anyhow::Context;
 use aya::Ebpf;
 use futures_util::FutureExt;
-use vmlb_common::abi::{DeviceFlags, PortRange};
+use vmlb_common::abi::DeviceFlags;
 
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
 use crate::interface::features::Features;
-use crate::interface::uplinks::{Crossing, DeviceFlag, choose, facts};
+use crate::interface::uplinks::{Crossing, DeviceFlag, Snat, choose, facts};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
@@ -148,7 +148,7 @@ impl Network {
         ebpf: &mut Ebpf,
         backends: Places,
         internal: &[IpAddr],
-        snat_ports: &[PortRange],
+        snat: &mut Snat,
     ) -> anyhow::Result<NodeFacts> {
         self.backends = backends;
         self.look_up_routes().await;
@@ -167,7 +167,9 @@ impl Network {
             }
         }
         self.neighbours.keep(&hops).await;
-        Ok(facts(&self.interfaces, &crossings, snat_ports, internal))
+        let facts = facts(&self.interfaces, &crossings, snat, internal);
+        snat.note(&facts);
+        Ok(facts)
     }
 
     /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.

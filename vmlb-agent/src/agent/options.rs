@@ -64,6 +64,9 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub http: http::Flags,
+    /// Time between two looks at what netlink may not have told
+    #[arg(long, hide = true, value_name = "TIME", default_value = "15s", value_parser = settings::duration)]
+    pub review_interval: Duration,
     /// Attach TC programs by clsact filters even where there is TCX
     #[arg(long, hide = true)]
     pub clsact: bool,

@@ -87,14 +87,53 @@ pub fn choose<'a>(
         .collect()
 }
 
-/// The address of a link that SNAT takes, in each family: its first one that is not a second choice.
-#[must_use]
-pub fn snat_addresses(interfaces: &Interfaces, ifindex: u32) -> (Address4, Address6) {
-    let best = |v4: bool| {
-        let of_family = interfaces.addresses(ifindex).filter(|one| one.address.is_ipv4() == v4);
-        of_family.min_by_key(|one| one.standing).map(|one| one.address)
-    };
-    device_addresses(best(true), best(false))
+/// What SNAT takes on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snat {
+    /// Ports it may use, and those that flows still hold from a time when it could use others.
+    pub ports: Vec<PortRange>,
+    /// Devices as map `devices` holds them.
+    pub devices: BTreeMap<u32, Device>,
+    /// Addresses that a device has or had and that flows may hold.
+    pub held: BTreeSet<IpAddr>,
+}
+
+impl Snat {
+    /// Takes note of what the control plane is told: what devices have now is what a later look keeps to.
+    pub fn note(&mut self, facts: &NodeFacts) {
+        self.devices.clone_from(&facts.devices);
+        for device in facts.devices.values() {
+            self.held.extend(snat_addresses(device));
+        }
+    }
+
+    /// The address of a device in one family: the present one while it is there and no other is a better choice, else
+    /// the first of the best. The order of addresses tells nothing: the kernel lists those of IPv6 newest first. A device
+    /// without any borrows `source`.
+    fn address(
+        &self,
+        interfaces: &Interfaces,
+        ifindex: u32,
+        v4: bool,
+        source: Option<IpAddr>,
+    ) -> Option<IpAddr> {
+        let present = self
+            .devices
+            .get(&ifindex)
+            .and_then(|device| snat_addresses(device).find(|address| address.is_ipv4() == v4));
+        let own = || interfaces.addresses(ifindex).filter(|one| one.address.is_ipv4() == v4);
+        let Some(best) = own().min_by_key(|one| one.standing) else {
+            return present.filter(|address| interfaces.link_of(*address).is_some()).or(source);
+        };
+        let kept = own().find(|one| Some(one.address) == present && one.standing == best.standing);
+        Some(kept.unwrap_or(best).address)
+    }
+}
+
+/// The addresses that SNAT takes on a device, at most one a family.
+pub fn snat_addresses(device: &Device) -> impl Iterator<Item = IpAddr> {
+    let addresses = [IpAddr::from(device.snat_v4.octets), IpAddr::from(device.snat_v6.octets)];
+    addresses.into_iter().filter(|address| !address.is_unspecified())
 }
 
 /// Two addresses as map `devices` holds them; zeros for none.
@@ -128,20 +167,20 @@ pub struct Crossing {
 pub fn facts(
     interfaces: &Interfaces,
     crossings: &BTreeMap<u32, Crossing>,
-    snat_ports: &[PortRange],
+    snat: &Snat,
     internal: &[IpAddr],
 ) -> NodeFacts {
-    let mut facts = NodeFacts { snat_ports: snat_ports.to_vec(), ..NodeFacts::default() };
+    let mut facts = NodeFacts {
+        snat_ports: snat.ports.clone(),
+        held_addresses: snat.held.clone(),
+        ..NodeFacts::default()
+    };
     for (ifindex, crossing) in crossings {
-        let (mut snat_v4, mut snat_v6) = snat_addresses(interfaces, *ifindex);
-        let (source_v4, source_v6) = device_addresses(crossing.source_v4, crossing.source_v6);
-        if snat_v4 == Address4::default() {
-            snat_v4 = source_v4;
-        }
-        if snat_v6 == Address6::default() {
-            snat_v6 = source_v6;
-        }
-        if snat_ports.is_empty() {
+        let (mut snat_v4, mut snat_v6) = device_addresses(
+            snat.address(interfaces, *ifindex, true, crossing.source_v4),
+            snat.address(interfaces, *ifindex, false, crossing.source_v6),
+        );
+        if snat.ports.is_empty() {
             (snat_v4, snat_v6) = Default::default();
         }
         facts.devices.insert(*ifindex, Device { flags: crossing.flags, snat_v4, snat_v6 });
@@ -169,8 +208,15 @@ pub fn facts(
     facts
 }
 
-/// Where the Node object names no address of a family, the first uplink's first one is the main one.
+/// Where the Node object names no address of a family, the first uplink's main one is the node's: what SNAT takes there
+/// (that does not change with the order of addresses), else its first.
 fn name_primary(interfaces: &Interfaces, facts: &mut NodeFacts, v4: bool) {
+    let devices = &facts.devices;
+    let is_snat_address = |known: &NodeAddress| {
+        devices
+            .get(&known.ifindex)
+            .is_some_and(|device| snat_addresses(device).any(|address| address == known.address))
+    };
     let is_primary_choice = |known: &NodeAddress| {
         interfaces
             .addresses(known.ifindex)
@@ -181,7 +227,8 @@ fn name_primary(interfaces: &Interfaces, facts: &mut NodeFacts, v4: bool) {
     if family.iter().any(|known| known.primary) {
         return;
     }
-    let first = family.iter().position(|known| is_primary_choice(known)).unwrap_or(0);
+    let first = family.iter().position(|known| is_snat_address(known));
+    let first = first.or_else(|| family.iter().position(|known| is_primary_choice(known))).unwrap_or(0);
     if let Some(known) = family.get_mut(first) {
         known.primary = true;
     }
