@@ -30,24 +30,27 @@ fn unnamed() -> Flags {
 }
 
 #[test]
-fn uplinks_are_found_without_flags() {
-    unless_unable("uplinks_are_found_without_flags", || {
+fn uplinks_are_found_without_flags_and_by_patterns() {
+    unless_unable("uplinks_are_found_without_flags_and_by_patterns", || {
         let mut cluster = Cluster::serving(Attachment::Routed, &unnamed())?;
         for node in &cluster.topology.nodes {
             ensure!(uplinks(node)? == ["eth0"], "uplinks of {} are {:?}", node.name, uplinks(node)?);
         }
-        // Neither a default route nor an address tells of it; the flag does, as soon as it is there.
+        // Neither a default route nor an address tells of them; the flags do, as soon as they are there.
         cluster.agents[0].take().context("an agent")?.stop()?;
         let mut flags = Flags::default();
-        flags.others.extend(["--device".to_owned(), "extra0=tc".to_owned()]);
+        flags.others.extend(["--device", "extra0=tc", "--device", "more?=tc"].map(str::to_owned));
         cluster.launch_agent(0, &flags)?;
         cluster.wait_until_serving()?;
         let node = &cluster.topology.nodes[0];
-        node.namespace
-            .ip("link add extra0 type veth peer name extra1\nlink set extra0 up\nlink set extra1 up\n")?;
-        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "extra0"])).context("a device that came")?;
-        node.namespace.ip("link del extra0\n")?;
-        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0"])).context("a device that went")?;
+        for (number, device) in ["extra0", "more0", "more1", "other0"].into_iter().enumerate() {
+            node.namespace
+                .ip(&format!("link add {device} type veth peer name far{number}\nlink set {device} up\n"))?;
+        }
+        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "extra0", "more0", "more1"]))
+            .context("devices that came")?;
+        node.namespace.ip("link del extra0\nlink del more0\n")?;
+        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "more1"])).context("devices that went")?;
         serves(&cluster, 0)
     });
 }

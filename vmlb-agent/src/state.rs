@@ -35,7 +35,7 @@ pub struct DeviceState {
     pub role: Role,
     /// By which hook packets come in.
     pub mode: Mode,
-    /// Why not by XDP though that was wanted.
+    /// Why not by XDP.
     pub reason: Option<String>,
 }
 

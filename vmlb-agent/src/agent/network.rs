@@ -12,7 +12,8 @@ use vmlb_common::abi::DeviceFlags;
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
 use crate::interface::features::Features;
-use crate::interface::uplinks::{Crossing, DeviceFlag, Snat, choose, facts};
+use crate::interface::flag::DeviceFlag;
+use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
@@ -217,13 +218,15 @@ impl Network {
         if self.uplinks.len() < before {
             self.attacher.forget_devices_that_are_gone();
         }
-        for (link, wanted) in choose(&self.flags, interfaces, &default_routes, internal) {
+        let choices = choose(&self.flags, interfaces, &default_routes, internal, &WithoutMetadata::default());
+        for Choice { link, mode: wanted, reason } in choices {
             if self.uplinks.get(&link.ifindex).is_some_and(|attached| attached.wanted == wanted) {
                 continue;
             }
             let place = Place { name: &link.name, ifindex: link.ifindex };
             let attached = self.attacher.uplink(ebpf, place, wanted);
-            let uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name)) {
+            let mut uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name))
+            {
                 Ok(uplink) => uplink,
                 // An agent that cannot begin its work says so by ending; later the other devices go on.
                 Err(error) if !self.started => return Err(error),
@@ -234,9 +237,12 @@ impl Network {
                     continue;
                 }
             };
-            match &uplink.reason {
-                None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
-                Some(reason) => tracing::warn!("{}: uplink by tc: {reason}", link.name),
+            if let Some(refused) = &uplink.reason {
+                tracing::warn!("{}: uplink by tc: {refused}", link.name);
+            } else {
+                uplink.reason = reason.map(str::to_owned);
+                let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                tracing::info!("{}: uplink by {}{why}", link.name, uplink.mode.name());
             }
             self.pods.yield_to_uplink(link.ifindex, &self.attacher)?;
             self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });
@@ -250,7 +256,7 @@ impl Network {
         let missing: BTreeSet<String> = self
             .flags
             .iter()
-            .filter(|flag| self.interfaces.link_named(&flag.name).is_none())
+            .filter(|flag| !self.interfaces.links().any(|link| flag.matches(&link.name)))
             .map(|flag| flag.name.clone())
             .collect();
         for name in missing.difference(&self.missing) {

@@ -1,79 +1,68 @@
 //! Which devices are uplinks, by which hook, and what the control plane is told about them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
-use anyhow::bail;
 use vmlb_common::abi::{Device, DeviceFlags, PortRange};
 use vmlb_common::family::{Address4, Address6};
 
+use super::flag::DeviceFlag;
 use super::{Interfaces, Link, Standing};
 use crate::facts::{NodeAddress, NodeFacts};
 use crate::loader::attach::Mode;
 
-/// The value of `--device`: a name, and the hook where the operator wants a certain one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceFlag {
-    /// Name of the device.
-    pub name: String,
-    /// The hook; `None`: the best one.
-    pub mode: Option<Mode>,
+/// An uplink as it is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// The device.
+    pub link: &'a Link,
+    /// Its hook.
+    pub mode: Mode,
+    /// Why it is not XDP.
+    pub reason: Option<&'static str>,
 }
 
-impl FromStr for DeviceFlag {
-    type Err = anyhow::Error;
+/// Devices whose drivers give XDP no metadata: what XDP would have TC send is lost there.
+pub type WithoutMetadata = BTreeSet<u32>;
 
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (name, mode) = match text.split_once('=') {
-            None => (text, None),
-            Some((name, "xdp")) => (name, Some(Mode::Xdp)),
-            Some((name, "tc")) => (name, Some(Mode::Tc)),
-            Some((_, mode)) => bail!("{text:?}: a device is attached by xdp or tc, not by {mode:?}"),
-        };
-        // The kernel's own rules for names (dev_valid_name).
-        let valid = !name.is_empty()
-            && name.len() < 16
-            && ![".", ".."].contains(&name)
-            && !name.contains(|letter: char| letter == '/' || letter == ':' || letter.is_whitespace());
-        if !valid {
-            bail!("{name:?} is not the name of a network device");
-        }
-        Ok(Self { name: name.to_owned(), mode })
-    }
-}
+/// Why such a device gets TC.
+pub const NO_METADATA: &str =
+    "the driver gives XDP no metadata, without which TC cannot be told what to send";
 
-impl fmt::Display for DeviceFlag {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.name)?;
-        self.mode.map_or(Ok(()), |mode| write!(out, "={}", mode.name()))
-    }
-}
-
-/// The hook of a device for which the operator asked nothing. XDP on a veth costs bystanders their TSO (a veth is the
+/// The hook of a device for which the operator asked `asked`. XDP on a veth costs bystanders their TSO (a veth is the
 /// uplink of nested nodes and of kind, where nothing is gained by it).
-#[must_use]
-pub fn default_mode(link: &Link) -> Mode {
-    if link.kind == "veth" { Mode::Tc } else { Mode::Xdp }
+fn hook<'a>(link: &'a Link, asked: Option<Mode>, without_metadata: &WithoutMetadata) -> Choice<'a> {
+    let (mode, reason) = match asked {
+        Some(Mode::Tc) => (Mode::Tc, Some("--device asks for it")),
+        _ if without_metadata.contains(&link.ifindex) => (Mode::Tc, Some(NO_METADATA)),
+        None if link.kind == "veth" => (
+            Mode::Tc,
+            Some("XDP on a veth takes segmentation offload from others; --device NAME=xdp asks for it"),
+        ),
+        _ => (Mode::Xdp, None),
+    };
+    Choice { link, mode, reason }
 }
 
 /// The uplinks: those the operator named, otherwise those that carry a default route or one of the node's addresses
-/// `internal` (the Node object's InternalIP). A named device that is not there (yet) is left out.
+/// `internal` (the Node object's InternalIP). A named device that is not there (yet) is left out. A device's own name
+/// outranks patterns that match it, a pattern those after it.
 #[must_use]
 pub fn choose<'a>(
     flags: &[DeviceFlag],
     interfaces: &'a Interfaces,
     default_routes: &BTreeSet<u32>,
     internal: &[IpAddr],
-) -> Vec<(&'a Link, Mode)> {
+    without_metadata: &WithoutMetadata,
+) -> Vec<Choice<'a>> {
     if !flags.is_empty() {
-        return flags
-            .iter()
-            .filter_map(|flag| {
-                let link = interfaces.link_named(&flag.name)?;
-                Some((link, flag.mode.unwrap_or_else(|| default_mode(link))))
-            })
+        let flag_of = |link: &Link| {
+            let named = flags.iter().find(|flag| flag.name == link.name);
+            named.or_else(|| flags.iter().find(|flag| flag.matches(&link.name)))
+        };
+        return interfaces
+            .links()
+            .filter_map(|link| Some(hook(link, flag_of(link)?.mode, without_metadata)))
             .collect();
     }
     interfaces
@@ -83,7 +72,7 @@ pub fn choose<'a>(
             default_routes.contains(&link.ifindex)
                 || interfaces.addresses(link.ifindex).any(|one| internal.contains(&one.address))
         })
-        .map(|link| (link, default_mode(link)))
+        .map(|link| hook(link, None, without_metadata))
         .collect()
 }
 

@@ -20,7 +20,7 @@ pub(super) struct DeviceStatus {
     pub flags: Vec<&'static str>,
     pub snat_v4: Option<IpAddr>,
     pub snat_v6: Option<IpAddr>,
-    /// Why not by XDP though that was wanted.
+    /// Why not by XDP.
     pub reason: Option<String>,
 }
 

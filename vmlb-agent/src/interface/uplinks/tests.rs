@@ -40,35 +40,59 @@ fn uplink() -> Crossing {
     Crossing { flags: DeviceFlags::UPLINK, ..Crossing::default() }
 }
 
-#[test]
-fn without_a_flag_uplinks_carry_a_default_route_or_the_nodes_address() {
-    let node = node();
-    let names = |routes: &[u32], internal: &[IpAddr]| -> Vec<(String, Mode)> {
-        let routes = routes.iter().copied().collect();
-        choose(&[], &node, &routes, internal)
-            .into_iter()
-            .map(|(link, mode)| (link.name.clone(), mode))
-            .collect()
-    };
-    assert_eq!(names(&[2], &[]), [("eth0".to_owned(), Mode::Xdp)]);
-    assert_eq!(names(&[], &[ip("198.51.100.1")]), [("eth1".to_owned(), Mode::Tc)]);
-    assert_eq!(names(&[2], &[ip("10.255.0.1")]), [("eth0".to_owned(), Mode::Xdp)]);
-    assert!(names(&[], &[]).is_empty());
+/// Names and hooks of the uplinks chosen.
+fn chosen(
+    flags: &[&str],
+    node: &Interfaces,
+    routes: &[u32],
+    internal: &[IpAddr],
+    without_metadata: &[u32],
+) -> Vec<(String, Mode)> {
+    let flags: Vec<DeviceFlag> = flags.iter().filter_map(|flag| flag.parse().ok()).collect();
+    let (routes, without) = (routes.iter().copied().collect(), without_metadata.iter().copied().collect());
+    let choices = choose(&flags, node, &routes, internal, &without).into_iter();
+    choices
+        .inspect(|choice| assert_eq!(choice.reason.is_some(), choice.mode == Mode::Tc, "{choice:?}"))
+        .map(|choice| (choice.link.name.clone(), choice.mode))
+        .collect()
+}
+
+fn by(name: &str, mode: Mode) -> (String, Mode) {
+    (name.to_owned(), mode)
 }
 
 #[test]
-fn the_operators_word_on_devices_and_hooks_is_taken() -> anyhow::Result<()> {
+fn without_a_flag_uplinks_carry_a_default_route_or_the_nodes_address() {
     let node = node();
-    let flags = ["eth1=xdp".parse()?, "eth0".parse()?, "eth9".parse()?];
-    let chosen: Vec<_> = choose(&flags, &node, &BTreeSet::new(), &[])
-        .into_iter()
-        .map(|(link, mode)| (link.ifindex, mode))
-        .collect();
-    assert_eq!(chosen, [(3, Mode::Xdp), (2, Mode::Xdp)]);
-    for text in ["", "=xdp", "eth0=native", "a/b", "0123456789abcdef", "a b", ".."] {
-        assert!(text.parse::<DeviceFlag>().is_err(), "{text}");
-    }
-    Ok(())
+    assert_eq!(chosen(&[], &node, &[2], &[], &[]), [by("eth0", Mode::Xdp)]);
+    assert_eq!(chosen(&[], &node, &[], &[ip("198.51.100.1")], &[]), [by("eth1", Mode::Tc)]);
+    assert_eq!(chosen(&[], &node, &[2], &[ip("10.255.0.1")], &[]), [by("eth0", Mode::Xdp)]);
+    assert!(chosen(&[], &node, &[], &[], &[]).is_empty());
+}
+
+#[test]
+fn the_operators_word_on_devices_and_hooks_is_taken() {
+    let named = chosen(&["eth1=xdp", "eth0", "eth9"], &node(), &[], &[], &[]);
+    assert_eq!(named, [by("eth0", Mode::Xdp), by("eth1", Mode::Xdp)]);
+}
+
+#[test]
+fn a_pattern_takes_every_device_but_those_with_a_word_of_their_own() {
+    let node = node();
+    let all = [by("eth0", Mode::Tc), by("eth1", Mode::Tc)];
+    assert_eq!(chosen(&["*=tc"], &node, &[], &[], &[]), all);
+    assert_eq!(chosen(&["eth?=tc", "*=xdp"], &node, &[], &[], &[]), all);
+    let exception = [by("eth0", Mode::Tc), by("eth1", Mode::Xdp)];
+    assert_eq!(chosen(&["eth*=tc", "eth1=xdp"], &node, &[], &[], &[]), exception);
+    assert!(chosen(&["en*"], &node, &[2], &[], &[]).is_empty());
+}
+
+#[test]
+fn a_device_without_metadata_gets_tc_whatever_was_asked() {
+    let node = node();
+    assert_eq!(chosen(&["eth0=xdp"], &node, &[], &[], &[2]), [by("eth0", Mode::Tc)]);
+    assert_eq!(chosen(&[], &node, &[2, 3], &[], &[2]), [by("eth0", Mode::Tc), by("eth1", Mode::Tc)]);
+    assert_eq!(chosen(&["eth0", "eth1=xdp"], &node, &[], &[], &[2])[1], by("eth1", Mode::Xdp));
 }
 
 /// SNAT by some ports, with nothing installed yet.
