@@ -93,13 +93,15 @@ impl Agent {
         let settings = put_settings(&root, options, &source.node, &choice.ranges)?;
         let inheritance = Inheritance::open(&root, &choice.ranges)?;
         let method = if options.clsact { TcMethod::Clsact } else { TcMethod::Tcx };
-        let network = Network::start(&root, method, options.devices.clone()).await?;
+        let mut network = Network::start(&root, method, options.devices.clone()).await?;
         let publisher = Publisher::start(&root, options, &source, choice.advice)?;
         let tables = PinnedTables::open(&root)?;
+        let snat = snat(choice.ranges, &tables)?;
+        network.lacks_metadata(&snat.devices);
         Ok(Self {
             inheritance,
             inherited: Some(tables.installed_backends()?.into_iter().collect()),
-            snat: snat(choice.ranges, &tables)?,
+            snat,
             tables,
             sync: Sync::new(&source.node, options.nodeport_addresses.clone()),
             sweep: Sweep::new(options.sweep_interval),
@@ -143,7 +145,10 @@ impl Agent {
                     }
                     self.refresh().await.unwrap_or_else(|error| tracing::error!("{error:#}"));
                 }
-                _ = sweep.tick() => self.sweep.pass(&self.datapath),
+                _ = sweep.tick() => {
+                    self.sweep.pass(&self.datapath);
+                    self.leave_xdp_without_metadata().await;
+                }
                 _ = review.tick() => self.review().await,
                 Some(()) = OptionFuture::from(again) => self.synchronise().await,
                 Some(()) = OptionFuture::from(publish_again) => {}
@@ -254,6 +259,17 @@ impl Agent {
         }
         if first {
             heap::give_back();
+        }
+    }
+
+    /// Moves uplinks to TC on which the XDP program has found that it cannot mark packets for TC.
+    async fn leave_xdp_without_metadata(&mut self) {
+        match self.tables.installed_devices() {
+            Ok(devices) if self.network.lacks_metadata(&devices) => {
+                self.refresh().await.unwrap_or_else(|error| tracing::error!("{error:#}"));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("whether drivers give XDP metadata is not seen: {error:#}"),
         }
     }
 

@@ -235,6 +235,8 @@ impl DeviceFlags {
     pub const XDP_TRANSMIT: u32 = 2;
     /// Pods of this node are behind it, and our reverse program is at its TC ingress.
     pub const POD_SIDE: u32 = 4;
+    /// Its driver gives XDP no metadata. Set by the XDP program when it finds out; the agent moves the device to TC.
+    pub const NO_METADATA: u32 = 8;
 }
 
 /// A frontend's key: what a client addresses.

@@ -7,13 +7,13 @@ use std::net::IpAddr;
 use anyhow::Context;
 use aya::Ebpf;
 use futures_util::FutureExt;
-use vmlb_common::abi::DeviceFlags;
+use vmlb_common::abi::{Device, DeviceFlags};
 
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
-use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts};
+use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
@@ -39,6 +39,7 @@ pub struct Network {
     neighbours: Neighbours,
     flags: Vec<DeviceFlag>,
     uplinks: BTreeMap<u32, Attached>,
+    without_metadata: WithoutMetadata,
     pods: PodSides,
     routes: BTreeMap<IpAddr, Option<Route>>,
     default_routes: Option<Vec<Route>>,
@@ -68,6 +69,7 @@ impl Network {
             neighbours,
             flags,
             uplinks: BTreeMap::new(),
+            without_metadata: WithoutMetadata::default(),
             pods: PodSides::default(),
             routes: BTreeMap::new(),
             default_routes: None,
@@ -133,6 +135,17 @@ impl Network {
         }
     }
 
+    /// Takes in which devices give XDP no metadata. Whether there is one more: it gets TC with the next
+    /// [`Network::refresh`], and keeps it until it goes, over restarts too, since the map says so.
+    pub fn lacks_metadata(&mut self, devices: &BTreeMap<u32, Device>) -> bool {
+        let interfaces = &self.interfaces;
+        self.without_metadata.retain(|ifindex| interfaces.link(*ifindex).is_some());
+        let before = self.without_metadata.len();
+        let found = without_metadata(devices).into_iter();
+        self.without_metadata.extend(found.filter(|ifindex| interfaces.link(*ifindex).is_some()));
+        self.without_metadata.len() > before
+    }
+
     /// Whether the backends are others than those of the last [`Network::refresh`].
     #[must_use]
     pub fn wants(&self, backends: &Places) -> bool {
@@ -165,6 +178,9 @@ impl Network {
             let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
             if self.features.can_transmit(*ifindex, name) {
                 crossing.flags |= DeviceFlags::XDP_TRANSMIT;
+            }
+            if self.without_metadata.contains(ifindex) {
+                crossing.flags |= DeviceFlags::NO_METADATA;
             }
         }
         self.neighbours.keep(&hops).await;
@@ -218,7 +234,7 @@ impl Network {
         if self.uplinks.len() < before {
             self.attacher.forget_devices_that_are_gone();
         }
-        let choices = choose(&self.flags, interfaces, &default_routes, internal, &WithoutMetadata::default());
+        let choices = choose(&self.flags, interfaces, &default_routes, internal, &self.without_metadata);
         for Choice { link, mode: wanted, reason } in choices {
             if self.uplinks.get(&link.ifindex).is_some_and(|attached| attached.wanted == wanted) {
                 continue;
@@ -237,12 +253,10 @@ impl Network {
                     continue;
                 }
             };
-            if let Some(refused) = &uplink.reason {
-                tracing::warn!("{}: uplink by tc: {refused}", link.name);
-            } else {
-                uplink.reason = reason.map(str::to_owned);
-                let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-                tracing::info!("{}: uplink by {}{why}", link.name, uplink.mode.name());
+            uplink.reason = uplink.reason.or(reason.map(str::to_owned));
+            match &uplink.reason {
+                None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
+                Some(reason) => tracing::info!("{}: uplink by {}: {reason}", link.name, uplink.mode.name()),
             }
             self.pods.yield_to_uplink(link.ifindex, &self.attacher)?;
             self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });

@@ -22,8 +22,15 @@ pub struct Choice<'a> {
     pub reason: Option<&'static str>,
 }
 
-/// Devices whose drivers give XDP no metadata: what XDP would have TC send is lost there.
+/// Devices whose drivers give XDP no metadata, by index: what XDP would have TC send is lost there.
 pub type WithoutMetadata = BTreeSet<u32>;
+
+/// The devices on which the XDP program has found no metadata, as map `devices` tells.
+#[must_use]
+pub fn without_metadata(devices: &BTreeMap<u32, Device>) -> WithoutMetadata {
+    let without = devices.iter().filter(|(_, device)| device.flags & DeviceFlags::NO_METADATA != 0);
+    without.map(|(ifindex, _)| *ifindex).collect()
+}
 
 /// Why such a device gets TC.
 pub const NO_METADATA: &str =

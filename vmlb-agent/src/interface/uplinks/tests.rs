@@ -88,6 +88,16 @@ fn a_pattern_takes_every_device_but_those_with_a_word_of_their_own() {
 }
 
 #[test]
+fn devices_without_metadata_are_those_that_the_map_tells_of() {
+    let device = |flags| Device { flags, ..Device::default() };
+    let devices = BTreeMap::from([
+        (2, device(DeviceFlags::UPLINK | DeviceFlags::XDP_TRANSMIT)),
+        (3, device(DeviceFlags::UPLINK | DeviceFlags::NO_METADATA)),
+    ]);
+    assert_eq!(without_metadata(&devices), BTreeSet::from([3]));
+}
+
+#[test]
 fn a_device_without_metadata_gets_tc_whatever_was_asked() {
     let node = node();
     assert_eq!(chosen(&["eth0=xdp"], &node, &[], &[], &[2]), [by("eth0", Mode::Tc)]);
