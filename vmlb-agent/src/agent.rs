@@ -128,6 +128,7 @@ impl Agent {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
             timer.tick().await;
         }
+        let board = self.source.board().cloned();
         self.begin().await?;
         loop {
             let again = self.again.map(|at| sleep_until(at.into()));
@@ -152,6 +153,8 @@ impl Agent {
                 _ = review.tick() => self.review().await,
                 Some(()) = OptionFuture::from(again) => self.synchronise().await,
                 Some(()) = OptionFuture::from(publish_again) => {}
+                // For the state file alone.
+                () = source::watches_changed(board.as_ref()) => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
