@@ -56,7 +56,7 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Flags {
     /// For `--device`; empty: vmlb finds the uplinks by itself.
     pub device: String,
-    /// Anything else, as on the command line.
+    /// Anything else, as on the command line; `--kubeconfig` takes the place of the manifests.
     pub others: Vec<String>,
 }
 
@@ -201,7 +201,10 @@ impl Drop for Agent {
 
 fn invocation(node: &Node, manifests: &Manifests, flags: &Flags) -> Result<Command> {
     let mut command = node.namespace.command(binary()?);
-    command.args(["agent", "--node-name", &node.name]).arg("--manifests").arg(manifests.folder());
+    command.args(["agent", "--node-name", &node.name]);
+    if !flags.others.iter().any(|flag| flag == "--kubeconfig") {
+        command.arg("--manifests").arg(manifests.folder());
+    }
     command.arg("--pin-root").arg(&node.pin_root);
     if !flags.device.is_empty() {
         command.args(["--device", &flags.device]);

@@ -1,4 +1,5 @@
-//! `cargo xtask bench packet`: what a packet costs in the datapath, by program runs in the kernel.
+//! `cargo xtask bench`: measurements and what they are held to. [`control`] judges the agent behind an API server; all the
+//! rest is `bench packet`: what a packet costs in the datapath, by program runs in the kernel.
 //!
 //! A wrapper program ([`harness`], `tests/bench-ebpf`) writes the headers of the next flow's packet and tail-calls the
 //! program that `vmlb agent` has loaded and whose maps it has filled ([`site`]); flows are established by their own
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 use crate::address::Family;
 use crate::service::Protocol;
 
+pub mod control;
 #[path = "../bench-ebpf/src/course.rs"]
 pub mod course;
 pub mod flows;

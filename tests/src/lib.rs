@@ -4,7 +4,8 @@
 //! [`topology`] builds clients, a router, nodes and pods; [`servers`] run in every pod and [`requests`] asks them;
 //! [`service`] describes Services once, from which [`manifests`] writes what the agent reads and [`kube_proxy`] the
 //! nftables rules that kube-proxy would write; [`agent`] runs `vmlb agent` on a node; [`cluster`] puts all that
-//! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`] keeps clients asking meanwhile. Everything made carries a
+//! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`] and
+//! [`talk`] keep clients asking meanwhile. Everything made carries a
 //! prefix and goes with it ([`leftovers`]). [`packets`] are for the datapath alone, on the host and in the kernel.
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub mod requests;
 pub use vmlb_guest::servers;
 pub mod service;
 pub mod skip;
+pub mod talk;
 pub mod topology;
 
 /// The binary `demo`, which cargo builds beside the tests: `demo serve NAME` is what runs in pods.

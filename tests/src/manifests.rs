@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use vmlb_agent::watch::{Object, document};
 
 use crate::address::Family;
 use crate::pod::{Pod, Workload};
@@ -34,6 +36,25 @@ impl Manifests {
         fs::write(&partial, content)
             .and_then(|()| fs::rename(&partial, &path))
             .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// The objects of all files, as an API server would show them.
+    pub fn objects(&self) -> Result<Vec<Value>> {
+        let mut objects = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let contents = document::read("", &fs::read(&path)?);
+            ensure!(contents.warnings.is_empty(), "{}: {:?}", path.display(), contents.warnings);
+            for object in contents.objects {
+                objects.push(match object {
+                    Object::Service(object) => serde_json::to_value(&*object)?,
+                    Object::EndpointSlice(object) => serde_json::to_value(&*object)?,
+                    Object::Node(object) => serde_json::to_value(&*object)?,
+                    Object::Pod(object) => serde_json::to_value(&*object)?,
+                });
+            }
+        }
+        Ok(objects)
     }
 
     /// Removes the file `name`.

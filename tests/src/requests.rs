@@ -99,6 +99,7 @@ pub fn upload(server: SocketAddr, octets: u64, rate: u64) -> Result<()> {
 }
 
 /// A connection to the line server that asks again and again.
+#[derive(Debug)]
 pub struct Conversation {
     reader: BufReader<TcpStream>,
 }

@@ -1,13 +1,11 @@
 //! vmlb beside kube-proxy: what the node's stack carries stays with it, what vmlb carries ends in peace, new connections
 //! go to whoever serves them at the time.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
 use vmlb_tests::address::Family;
 use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
@@ -15,6 +13,7 @@ use vmlb_tests::pod::Workload;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
+use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
 use vmlb_tests::{maps, servers};
 
@@ -213,91 +212,6 @@ fn what_does_not_end_in_time_is_cut_and_no_sooner() {
         ensure!(conversation.ask("after").is_err(), "somebody still carries the connection");
         Ok(())
     });
-}
-
-/// Connections that have to live on where they are.
-struct Talk {
-    conversations: Vec<(Conversation, String)>,
-    datagrams: Vec<(UdpSocket, String, IpAddr)>,
-}
-
-impl Talk {
-    /// Opens so many of TCP and of UDP to a Service, spread over families and nodes. Every other one comes from a port that
-    /// vmlb may use for SNAT.
-    fn open(cluster: &Cluster, service: &str, tcp: usize, udp: usize) -> Result<Self> {
-        let mut talk = Self { conversations: Vec::new(), datagrams: Vec::new() };
-        for number in 0..tcp.max(udp) {
-            let family = Family::ALL[number % 2];
-            let node = number / 2 % 2;
-            let lines = cluster.frontend(service, servers::LINES, node, family)?;
-            let echo = cluster.frontend(service, servers::ECHO, node, family)?;
-            let low = number / 4 % 2 == 0;
-            if number < tcp {
-                let mut conversation =
-                    cluster.client().run(|| connect(lines, low).and_then(Conversation::over))?;
-                let pod = conversation.ask("first")?;
-                talk.conversations.push((conversation, pod));
-            }
-            if number < udp {
-                let socket = cluster.client().run(|| datagrams(echo, low))?;
-                let (pod, client) = requests::who(&socket)?;
-                requests::who(&socket)?;
-                talk.datagrams.push((socket, pod, client));
-            }
-        }
-        Ok(talk)
-    }
-
-    /// Asks on every connection; the same pods have to answer, and to see the same client.
-    fn go_on(&mut self) -> Result<()> {
-        for (conversation, pod) in &mut self.conversations {
-            let found = conversation.ask("again")?;
-            ensure!(found == *pod, "a connection moved from {pod} to {found}");
-        }
-        for (socket, pod, client) in &self.datagrams {
-            let found = requests::who(socket)?;
-            ensure!(found == (pod.clone(), *client), "a UDP flow moved from {pod} to {found:?}");
-        }
-        Ok(())
-    }
-}
-
-/// A TCP connection, from a port among vmlb's SNAT ports if `low`.
-fn connect(server: SocketAddr, low: bool) -> Result<TcpStream> {
-    if !low {
-        return requests::connect(server);
-    }
-    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind_low(&socket, server)?;
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(server))
-        .with_context(|| format!("connecting to {server}"))?;
-    requests::prepared(TcpStream::from(socket))
-}
-
-fn datagrams(server: SocketAddr, low: bool) -> Result<UdpSocket> {
-    if !low {
-        return requests::datagrams(server);
-    }
-    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    bind_low(&socket, server)?;
-    let socket = UdpSocket::from(socket);
-    socket.connect(server)?;
-    socket.set_read_timeout(Some(requests::PATIENCE))?;
-    Ok(socket)
-}
-
-/// Binds a socket to the first port from 20000 on that is free.
-fn bind_low(socket: &std::os::fd::OwnedFd, server: SocketAddr) -> Result<()> {
-    let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-    for port in 20_000..30_000 {
-        let address = SockaddrStorage::from(SocketAddr::new(any, port));
-        if bind(std::os::fd::AsRawFd::as_raw_fd(socket), &address).is_ok() {
-            return Ok(());
-        }
-    }
-    bail!("no port is free")
 }
 
 /// `settings.inherited`, as bpftool shows it.

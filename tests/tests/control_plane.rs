@@ -168,15 +168,3 @@ fn a_change_costs_what_it_changes_and_not_what_the_cluster_holds() {
     let slack = std::time::Duration::from_millis(5);
     assert!(large.change < small.change * 4 + slack, "{:?} and {:?}", small.change, large.change);
 }
-
-/// The figures of the README: `cargo test --release -p vmlb-tests --test control_plane -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, for release builds"]
-fn five_thousand_services_of_five_endpoints() {
-    let figures = bench::run(5000, 5);
-    println!("{figures:#?}");
-    let whole = figures.index + figures.first;
-    assert!(whole.as_millis() <= 1000, "all at once: {whole:?}");
-    assert!(figures.restart <= figures.first * 2, "a restart");
-    assert!(figures.change.as_millis() <= 10, "one change");
-}

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use vmlb_common::abi::DeviceFlags;
 use vmlb_tests::address::{self, Family};
-use vmlb_tests::agent::Flags;
+use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
+use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::maps;
 use vmlb_tests::namespace::Namespace;
 use vmlb_tests::pass;
+use vmlb_tests::pod::Workload;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::servers;
+use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::{Attachment, Node};
 
@@ -27,24 +30,27 @@ fn unnamed() -> Flags {
 }
 
 #[test]
-fn uplinks_are_found_without_flags() {
-    unless_unable("uplinks_are_found_without_flags", || {
+fn uplinks_are_found_without_flags_and_by_patterns() {
+    unless_unable("uplinks_are_found_without_flags_and_by_patterns", || {
         let mut cluster = Cluster::serving(Attachment::Routed, &unnamed())?;
         for node in &cluster.topology.nodes {
             ensure!(uplinks(node)? == ["eth0"], "uplinks of {} are {:?}", node.name, uplinks(node)?);
         }
-        // Neither a default route nor an address tells of it; the flag does, as soon as it is there.
+        // Neither a default route nor an address tells of them; the flags do, as soon as they are there.
         cluster.agents[0].take().context("an agent")?.stop()?;
         let mut flags = Flags::default();
-        flags.others.extend(["--device".to_owned(), "extra0=tc".to_owned()]);
+        flags.others.extend(["--device", "extra0=tc", "--device", "more?=tc"].map(str::to_owned));
         cluster.launch_agent(0, &flags)?;
         cluster.wait_until_serving()?;
         let node = &cluster.topology.nodes[0];
-        node.namespace
-            .ip("link add extra0 type veth peer name extra1\nlink set extra0 up\nlink set extra1 up\n")?;
-        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "extra0"])).context("a device that came")?;
-        node.namespace.ip("link del extra0\n")?;
-        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0"])).context("a device that went")?;
+        for (number, device) in ["extra0", "more0", "more1", "other0"].into_iter().enumerate() {
+            node.namespace
+                .ip(&format!("link add {device} type veth peer name far{number}\nlink set {device} up\n"))?;
+        }
+        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "extra0", "more0", "more1"]))
+            .context("devices that came")?;
+        node.namespace.ip("link del extra0\nlink del more0\n")?;
+        wait(SECOND * 2, || Ok(uplinks(node)? == ["eth0", "more1"])).context("devices that went")?;
         serves(&cluster, 0)
     });
 }
@@ -76,6 +82,66 @@ fn an_address_that_comes_serves_within_a_second_and_one_that_goes_stops() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn another_address_on_an_uplink_cuts_no_flow_and_moves_no_snat_address() {
+    unless_unable("another_address_on_an_uplink_cuts_no_flow_and_moves_no_snat_address", || {
+        let flags = Flags::with(&["--review-interval", "500ms"]);
+        let mut cluster = Cluster::empty(Prefix::unique(), 1, 2, Attachment::Routed)?;
+        // No VM is on the first node: a pod's device would borrow the uplink's address and so keep the gate open.
+        for (vm, service, port) in [("vm01", "first", 31100), ("vm02", "second", 31200)] {
+            cluster.add_pod(1, vm, Workload::Vm)?;
+            cluster.publish(Service::all_servers(service, port), &[vm])?;
+        }
+        cluster.start_agents(&flags)?;
+        let own = Family::ALL.map(|family| cluster.topology.nodes[0].addresses.of(family).to_string());
+        let mut conversations = talk(&cluster)?;
+        let node = &cluster.topology.nodes[0].namespace;
+        // Of one network, IPv4 would take it for a secondary one.
+        node.ip("addr add 172.18.0.77/32 dev eth0\naddr add fd00:18::77/64 dev eth0 nodad\n")?;
+        let listed =
+            node.output("ip", &["-6", "-oneline", "address", "show", "dev", "eth0", "scope", "global"])?;
+        ensure!(listed.lines().next().is_some_and(|first| first.contains("fd00:18::77")), "{listed}");
+        past_a_review_and_a_restart(&mut cluster, &flags, &mut conversations)?;
+        ensure!(snat_addresses(&cluster)? == own, "SNAT takes {:?}", snat_addresses(&cluster)?);
+
+        // Deprecated, the old ones take no new flows, and their flows go on.
+        let [v4, v6] = &own;
+        cluster.topology.nodes[0].namespace.ip(&format!(
+            "addr change {v4}/24 dev eth0 preferred_lft 0\naddr change {v6}/64 dev eth0 preferred_lft 0\n"
+        ))?;
+        let others = ["172.18.0.77", "fd00:18::77"];
+        wait(SECOND * 2, || Ok(snat_addresses(&cluster)? == others)).context("deprecated addresses")?;
+        past_a_review_and_a_restart(&mut cluster, &flags, &mut conversations)?;
+        ensure!(snat_addresses(&cluster)? == others, "SNAT takes {:?}", snat_addresses(&cluster)?);
+        serves(&cluster, 0)
+    });
+}
+
+/// Conversations and new connections while the first node's agent looks at its network again, is stopped and started.
+fn past_a_review_and_a_restart(
+    cluster: &mut Cluster,
+    flags: &Flags,
+    conversations: &mut [Conversation],
+) -> Result<()> {
+    thread::sleep(SECOND * 2);
+    go_on(conversations).context("after a review")?;
+    serves(cluster, 0).context("after a review")?;
+    cluster.agents[0].take().context("an agent")?.stop()?;
+    cluster.launch_agent(0, flags)?;
+    cluster.wait_until_serving()?;
+    go_on(conversations).context("after a restart")?;
+    serves(cluster, 0).context("after a restart")
+}
+
+/// The addresses that SNAT takes on the first node's uplink, as `vmlb status` tells.
+fn snat_addresses(cluster: &Cluster) -> Result<Vec<String>> {
+    let status = agent::json(&cluster.topology.nodes[0], &["status"])?;
+    let devices = status["devices"].as_array().context("devices")?;
+    let uplink = devices.iter().find(|device| device["name"] == "eth0").context("eth0")?;
+    let addresses = ["snatV4", "snatV6"].into_iter().filter_map(|name| uplink[name].as_str());
+    Ok(addresses.map(str::to_owned).collect())
 }
 
 #[test]

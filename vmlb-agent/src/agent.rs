@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use vmlb_common::abi::{PortRange, Settings};
 
 use crate::inherit::Inheritance;
+use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
 use crate::loader::{self, Datapath, OBJECT, Trace};
 use crate::pins::{Lock, PinRoot};
@@ -37,8 +38,6 @@ use source::Source;
 
 /// Netlink messages come in bursts; they are answered once, this long after the first.
 const SETTLE: Duration = Duration::from_millis(10);
-/// Between looks at what netlink may not have told, and at neighbours the kernel does not probe by itself.
-const REVIEW: Duration = Duration::from_secs(15);
 /// Ids of backends that are gone come back by a sync in this interval.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -58,10 +57,12 @@ struct Agent {
     sync: Sync,
     tables: PinnedTables,
     sweep: Sweep,
+    /// Between looks at what netlink may not have told, and at neighbours the kernel does not probe by itself.
+    review_interval: Duration,
     publisher: Publisher,
     internal: Vec<IpAddr>,
     source: Source,
-    snat_ports: Vec<PortRange>,
+    snat: Snat,
     again: Option<Instant>,
     /// What an earlier agent left, until the control plane knows better.
     inherited: Option<Places>,
@@ -92,16 +93,19 @@ impl Agent {
         let settings = put_settings(&root, options, &source.node, &choice.ranges)?;
         let inheritance = Inheritance::open(&root, &choice.ranges)?;
         let method = if options.clsact { TcMethod::Clsact } else { TcMethod::Tcx };
-        let network = Network::start(&root, method, options.devices.clone()).await?;
+        let mut network = Network::start(&root, method, options.devices.clone()).await?;
         let publisher = Publisher::start(&root, options, &source, choice.advice)?;
         let tables = PinnedTables::open(&root)?;
+        let snat = snat(choice.ranges, &tables)?;
+        network.lacks_metadata(&snat.devices);
         Ok(Self {
             inheritance,
             inherited: Some(tables.installed_backends()?.into_iter().collect()),
-            snat_ports: held_ports(choice.ranges, &tables)?,
+            snat,
             tables,
             sync: Sync::new(&source.node, options.serving.clone()),
             sweep: Sweep::new(options.sweep_interval),
+            review_interval: options.review_interval,
             source,
             internal: Vec::new(),
             again: None,
@@ -119,11 +123,12 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut sweep = interval(self.sweep.interval().max(Duration::from_millis(10)));
-        let mut review = interval(REVIEW);
+        let mut review = interval(self.review_interval.max(Duration::from_millis(10)));
         for timer in [&mut sweep, &mut review] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
             timer.tick().await;
         }
+        let board = self.source.board().cloned();
         self.begin().await?;
         loop {
             let again = self.again.map(|at| sleep_until(at.into()));
@@ -141,10 +146,15 @@ impl Agent {
                     }
                     self.refresh().await.unwrap_or_else(|error| tracing::error!("{error:#}"));
                 }
-                _ = sweep.tick() => self.sweep.pass(&self.datapath),
+                _ = sweep.tick() => {
+                    self.sweep.pass(&self.datapath);
+                    self.leave_xdp_without_metadata().await;
+                }
                 _ = review.tick() => self.review().await,
                 Some(()) = OptionFuture::from(again) => self.synchronise().await,
                 Some(()) = OptionFuture::from(publish_again) => {}
+                // For the state file alone.
+                () = source::watches_changed(board.as_ref()) => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -196,7 +206,7 @@ impl Agent {
         // Otherwise a restart would take programs and next hops away for a moment.
         let backends = self.inherited.as_ref().unwrap_or(&self.places).clone();
         let ebpf = self.datapath.ebpf_mut();
-        let facts = self.network.refresh(ebpf, backends, &self.internal, &self.snat_ports).await?;
+        let facts = self.network.refresh(ebpf, backends, &self.internal, &mut self.snat).await?;
         self.sync.facts(facts);
         self.synchronise().await;
         Ok(())
@@ -243,7 +253,7 @@ impl Agent {
         let first = self.inherited.take().is_some();
         if self.network.wants(&self.places) {
             let ebpf = self.datapath.ebpf_mut();
-            match self.network.refresh(ebpf, self.places.clone(), &self.internal, &self.snat_ports).await {
+            match self.network.refresh(ebpf, self.places.clone(), &self.internal, &mut self.snat).await {
                 Ok(facts) => {
                     self.sync.facts(facts);
                     self.bring_up();
@@ -256,6 +266,17 @@ impl Agent {
         }
         if first {
             heap::give_back();
+        }
+    }
+
+    /// Moves uplinks to TC on which the XDP program has found that it cannot mark packets for TC.
+    async fn leave_xdp_without_metadata(&mut self) {
+        match self.tables.installed_devices() {
+            Ok(devices) if self.network.lacks_metadata(&devices) => {
+                self.refresh().await.unwrap_or_else(|error| tracing::error!("{error:#}"));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("whether drivers give XDP metadata is not seen: {error:#}"),
         }
     }
 
@@ -308,16 +329,18 @@ fn put_settings(
     Ok(map)
 }
 
-/// The ports of SNAT, and those that flows of an earlier agent with others still hold: the gate has to let their replies in.
-fn held_ports(mut ranges: Vec<PortRange>, tables: &PinnedTables) -> anyhow::Result<Vec<PortRange>> {
+/// What SNAT takes: `ranges`, the addresses that devices have already, and the ports and addresses that flows of an earlier
+/// agent with others still hold. The gate has to let their replies in.
+fn snat(mut ranges: Vec<PortRange>, tables: &PinnedTables) -> anyhow::Result<Snat> {
+    let devices = tables.installed_devices()?;
     if ranges.is_empty() {
-        return Ok(ranges);
+        return Ok(Snat { devices, ..Snat::default() });
     }
-    let mut held = tables.snat_ports_in_flows()?;
-    held.retain(|port| !ranges.iter().any(|range| (range.first..=range.last).contains(port)));
-    if !held.is_empty() {
-        tracing::info!("{} SNAT ports of an earlier agent are still in use by flows", held.len());
+    let mut held = tables.snat_in_flows()?;
+    held.ports.retain(|port| !ranges.iter().any(|range| (range.first..=range.last).contains(port)));
+    if !held.ports.is_empty() {
+        tracing::info!("{} SNAT ports of an earlier agent are still in use by flows", held.ports.len());
     }
-    ranges.extend(held.into_iter().map(|port| PortRange { first: port, last: port }));
-    Ok(ranges)
+    ranges.extend(held.ports.into_iter().map(|port| PortRange { first: port, last: port }));
+    Ok(Snat { ports: ranges, devices, held: held.addresses })
 }

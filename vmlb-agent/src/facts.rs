@@ -1,6 +1,6 @@
 //! What the network side knows of this node and the control plane needs: its addresses, its devices, its SNAT ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -29,6 +29,8 @@ pub struct NodeFacts {
     pub devices: BTreeMap<u32, Device>,
     /// Ports that SNAT may use, and those that flows still hold from a time when it could use others.
     pub snat_ports: Vec<PortRange>,
+    /// Addresses that devices had for SNAT before and that flows may still hold. The gate stays open for them too.
+    pub held_addresses: BTreeSet<IpAddr>,
 }
 
 /// A block of addresses, by the first of them.

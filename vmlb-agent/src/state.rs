@@ -35,7 +35,7 @@ pub struct DeviceState {
     pub role: Role,
     /// By which hook packets come in.
     pub mode: Mode,
-    /// Why not by XDP though that was wanted.
+    /// Why not by XDP.
     pub reason: Option<String>,
 }
 
@@ -87,7 +87,7 @@ pub struct Gist {
     changed: u64,
     devices: Vec<DeviceState>,
     neighbours: usize,
-    watches: Vec<(Phase, Option<String>)>,
+    watches: Vec<(Phase, Option<String>, bool)>,
     listeners: Vec<ListenerState>,
 }
 
@@ -124,7 +124,11 @@ impl State {
             changed: self.changed,
             devices: self.devices.clone(),
             neighbours: self.neighbours,
-            watches: self.watches.iter().map(|watch| (watch.phase, watch.error.clone())).collect(),
+            watches: self
+                .watches
+                .iter()
+                .map(|watch| (watch.phase, watch.error.clone(), watch.failures == 0))
+                .collect(),
             listeners: self.listeners.clone(),
         }
     }

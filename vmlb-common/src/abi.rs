@@ -237,6 +237,8 @@ impl DeviceFlags {
     pub const POD_SIDE: u32 = 4;
     /// Any device will do, also one that is not ours; in no map.
     pub const ANY: u32 = 0;
+    /// Its driver gives XDP no metadata. Set by the XDP program when it finds out; the agent moves the device to TC.
+    pub const NO_METADATA: u32 = 8;
 }
 
 /// A frontend's key: what a client addresses.

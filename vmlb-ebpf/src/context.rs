@@ -77,6 +77,7 @@ impl Xdp {
         let (data, _) = self.bounds();
         if refused || meta + size_of::<u32>() > data {
             vmlb_common::kernel::Kernel::count(&crate::maps::Node, Reason::NO_METADATA);
+            crate::maps::note_no_metadata(self.ifindex());
             return xdp_action::XDP_DROP;
         }
         // SAFETY: four octets of metadata in front of the packet, aligned by the kernel.

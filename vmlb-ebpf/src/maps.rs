@@ -10,7 +10,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
 use vmlb_common::abi::{
-    Affinity, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend,
+    Affinity, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, DeviceFlags, EligibleKey, Flow, FlowKey, Frontend,
     FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName, Settings, Target,
     TargetKey, Traffic, Tries, WireKey,
 };
@@ -256,6 +256,16 @@ fn refused(result: Result<(), i32>) -> Result<(), Refused> {
         Ok(()) => Ok(()),
         Err(EXISTS) => Err(Refused::Exists),
         Err(_) => Err(Refused::Full),
+    }
+}
+
+/// Tells the agent that a device's driver gives XDP no metadata.
+#[inline(always)]
+pub(crate) fn note_no_metadata(ifindex: u32) {
+    if let Some(device) = DEVICES.get_ptr_mut(ifindex) {
+        // SAFETY: a value of the map. All CPUs set the same bit; one that the agent's write of a new element loses comes
+        // back with the next packet.
+        unsafe { (*device).flags |= DeviceFlags::NO_METADATA };
     }
 }
 

@@ -34,6 +34,12 @@ struct Target {
     why: &'static str,
 }
 
+impl Target {
+    fn is_met_by(&self, figures: &Figures) -> bool {
+        figures.ratio.median <= self.most
+    }
+}
+
 impl Report {
     /// The targets of a row.
     fn targets(&self, figures: &Figures) -> Vec<Target> {
@@ -47,6 +53,22 @@ impl Report {
             targets.extend(twin.map(|v4| Target { most: v4.ratio.median * TWINS, why: "1.3 IPv4" }));
         }
         targets
+    }
+
+    /// The targets that are missed, in words. Rows that are not valid are among [`Report::faults`].
+    pub fn missed(&self) -> Vec<String> {
+        let valid = self.figures.iter().filter(|figures| figures.fault.is_none());
+        let over = valid.flat_map(|figures| {
+            let targets = self.targets(figures).into_iter();
+            targets.filter(|target| !target.is_met_by(figures)).map(move |target| (figures, target))
+        });
+        over.map(|(figures, target)| {
+            format!(
+                "{}: {:.2} yardsticks, at most {:.2} ({})",
+                figures.row, figures.ratio.median, target.most, target.why
+            )
+        })
+        .collect()
     }
 
     /// The table, with a line of heads.
@@ -82,7 +104,7 @@ impl Report {
             .targets(figures)
             .iter()
             .map(|target| {
-                let met = if ratio.median <= target.most { "met" } else { "MISSED" };
+                let met = if target.is_met_by(figures) { "met" } else { "MISSED" };
                 let why = if target.why == "own" { String::new() } else { format!(" ({})", target.why) };
                 format!("≤ {:.2} ×{why} {met}", target.most)
             })
@@ -115,7 +137,7 @@ impl Report {
                     .targets(figures)
                     .iter()
                     .map(|target| {
-                        json!({"yardsticks": target.most, "why": target.why, "met": figures.ratio.median <= target.most})
+                        json!({"yardsticks": target.most, "why": target.why, "met": target.is_met_by(figures)})
                     })
                     .collect();
                 let rounds: Vec<Value> = figures
@@ -178,4 +200,49 @@ pub fn machine(cpu: usize) -> String {
         read("/proc/sys/kernel/osrelease").trim(),
         load.split(' ').next().unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flows::{Kind, Order, Packets};
+    use super::super::row::Row;
+    use super::*;
+    use crate::service::Protocol;
+
+    /// An established flow's row with this ratio.
+    fn figures(family: Family, ratio: f64) -> Figures {
+        let packets = Packets { kind: Kind::Request, family, protocol: Protocol::Tcp };
+        let at = |median| Spread { median, low: median, high: median };
+        Figures {
+            row: Row { packets, flows: 1, order: Order::Opened },
+            nanoseconds: at(ratio * 28.0),
+            yardstick: at(28.0),
+            ratio: at(ratio),
+            rounds: Vec::new(),
+            fault: None,
+        }
+    }
+
+    fn missed(figures: Vec<Figures>) -> Vec<String> {
+        let report = Report {
+            machine: String::new(),
+            program: String::new(),
+            effort: Effort { rounds: 1, turns: 1, packets: 1 },
+            figures,
+            faults: Vec::new(),
+        };
+        report.missed()
+    }
+
+    #[test]
+    fn a_row_over_its_own_limit_or_over_its_twins_is_missed() {
+        assert!(missed(vec![figures(Family::V4, 4.1), figures(Family::V6, 5.3)]).is_empty());
+        let over = missed(vec![figures(Family::V4, 4.2), figures(Family::V6, 5.4)]);
+        assert_eq!(over, ["established-v4-tcp-1: 4.20 yardsticks, at most 4.10 (own)"]);
+        let over = missed(vec![figures(Family::V4, 4.0), figures(Family::V6, 5.3)]);
+        assert_eq!(over, ["established-v6-tcp-1: 5.30 yardsticks, at most 5.20 (1.3 IPv4)"]);
+        // What took another way than the row is about says nothing about the limit.
+        let fault = Figures { fault: Some("another way".to_owned()), ..figures(Family::V4, 9.0) };
+        assert!(missed(vec![fault]).is_empty());
+    }
 }

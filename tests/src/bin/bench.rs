@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use vmlb_tests::bench::{self, Options, measure::Effort};
 use vmlb_tests::skip;
@@ -99,6 +99,8 @@ fn packet(arguments: &Packet) -> Result<()> {
     if !report.faults.is_empty() {
         bail!("{} rows are not valid: packets took another way than the row is about", report.faults.len());
     }
+    let missed = report.missed();
+    ensure!(missed.is_empty(), "{} targets are missed:\n{}", missed.len(), missed.join("\n"));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask bench control`: the real agent with real maps in a network namespace, behind a scripted API server. How
 //! long from the arrival of all lists to full maps, from a change's octets to the maps, what is written for it, and how
-//! much memory the agent takes.
+//! much memory the agent takes. Ends with a failure where a limit is missed ([`control`]).
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
@@ -18,6 +18,7 @@ use vmlb_common::abi::{Frontend, FrontendKey, Service, names};
 use vmlb_common::family::Address4;
 use vmlb_tests::api_server::ApiServer;
 use vmlb_tests::api_server::objects::{Endpoint, NODE, node, service, slice, with_managed_fields};
+use vmlb_tests::bench::control::{self, Figures};
 use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::namespace::Namespace;
 use vmlb_tests::{agent, bpffs, skip};
@@ -45,74 +46,29 @@ fn main() -> ExitCode {
         println!("SKIPPED: bench control: {why}");
         return ExitCode::SUCCESS;
     }
-    println!(
-        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>10} {:>8} {:>8}",
-        "services",
-        "start",
-        "full sync",
-        "CPU",
-        "change p50",
-        "change p90",
-        "change max",
-        "writes",
-        "restart",
-        "rewrites",
-        "RSS MiB"
-    );
-    for services in arguments.services {
-        match measure(services) {
-            Ok(figures) => println!("{figures}"),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return ExitCode::FAILURE;
-            }
+    match judge(&arguments.services) {
+        Ok(missed) if missed.is_empty() => ExitCode::SUCCESS,
+        Ok(missed) => {
+            missed.iter().for_each(|missed| eprintln!("MISSED: {missed}"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
 
-/// What a size costs.
-struct Figures {
-    services: u16,
-    /// From the start of the process to full maps.
-    start: Duration,
-    /// From the last page of the last list to full maps.
-    full: Duration,
-    /// CPU time of the agent until then, its start included: what a machine without neighbours would take at most.
-    busy: Duration,
-    /// From before the API server sends a change of one endpoint to its being in the maps; sorted.
-    changes: Vec<Duration>,
-    /// Map entries written for such a change, at most.
-    writes: usize,
-    /// From the start of a second agent to its being in step with what is installed.
-    restart: Duration,
-    /// Map entries it writes.
-    rewrites: usize,
-    /// Resident memory after all this, and at its peak, KiB.
-    resident: [u64; 2],
-}
-
-impl std::fmt::Display for Figures {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
-        let at = |part: usize| milliseconds(self.changes[(self.changes.len() - 1) * part / 100]);
-        let mebibytes = self.resident.map(|kibibytes| kibibytes / 1024);
-        write!(
-            out,
-            "{:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>10} {:>8} {:>8}",
-            self.services,
-            milliseconds(self.start),
-            milliseconds(self.full),
-            milliseconds(self.busy),
-            at(50),
-            at(90),
-            at(100),
-            self.writes,
-            milliseconds(self.restart),
-            self.rewrites,
-            format!("{}/{}", mebibytes[0], mebibytes[1]),
-        )
+/// Measures every size; returns the limits that were missed.
+fn judge(sizes: &[u16]) -> Result<Vec<String>> {
+    println!("{}", control::HEAD);
+    let mut missed = Vec::new();
+    for services in sizes {
+        let figures = measure(*services)?;
+        println!("{figures}");
+        missed.extend(figures.missed());
     }
+    Ok(missed)
 }
 
 /// A namespace with an uplink, an API server and an agent in it. What is made goes with the prefix.

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use anyhow::Context;
 use aya::Ebpf;
 use futures_util::FutureExt;
-use vmlb_common::abi::{DeviceFlags, PortRange};
+use vmlb_common::abi::{Device, DeviceFlags};
 
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
 use crate::interface::features::Features;
-use crate::interface::uplinks::{Crossing, DeviceFlag, choose, facts};
+use crate::interface::flag::DeviceFlag;
+use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
@@ -38,6 +39,7 @@ pub struct Network {
     neighbours: Neighbours,
     flags: Vec<DeviceFlag>,
     uplinks: BTreeMap<u32, Attached>,
+    without_metadata: WithoutMetadata,
     pods: PodSides,
     routes: BTreeMap<IpAddr, Option<Route>>,
     default_routes: Option<Vec<Route>>,
@@ -67,6 +69,7 @@ impl Network {
             neighbours,
             flags,
             uplinks: BTreeMap::new(),
+            without_metadata: WithoutMetadata::default(),
             pods: PodSides::default(),
             routes: BTreeMap::new(),
             default_routes: None,
@@ -132,6 +135,17 @@ impl Network {
         }
     }
 
+    /// Takes in which devices give XDP no metadata. Whether there is one more: it gets TC with the next
+    /// [`Network::refresh`], and keeps it until it goes, over restarts too, since the map says so.
+    pub fn lacks_metadata(&mut self, devices: &BTreeMap<u32, Device>) -> bool {
+        let interfaces = &self.interfaces;
+        self.without_metadata.retain(|ifindex| interfaces.link(*ifindex).is_some());
+        let before = self.without_metadata.len();
+        let found = without_metadata(devices).into_iter();
+        self.without_metadata.extend(found.filter(|ifindex| interfaces.link(*ifindex).is_some()));
+        self.without_metadata.len() > before
+    }
+
     /// Whether the backends are others than those of the last [`Network::refresh`].
     #[must_use]
     pub fn wants(&self, backends: &Places) -> bool {
@@ -148,7 +162,7 @@ impl Network {
         ebpf: &mut Ebpf,
         backends: Places,
         internal: &[IpAddr],
-        snat_ports: &[PortRange],
+        snat: &mut Snat,
     ) -> anyhow::Result<NodeFacts> {
         self.backends = backends;
         self.look_up_routes().await;
@@ -165,9 +179,14 @@ impl Network {
             if self.features.can_transmit(*ifindex, name) {
                 crossing.flags |= DeviceFlags::XDP_TRANSMIT;
             }
+            if self.without_metadata.contains(ifindex) {
+                crossing.flags |= DeviceFlags::NO_METADATA;
+            }
         }
         self.neighbours.keep(&hops).await;
-        Ok(facts(&self.interfaces, &crossings, snat_ports, internal))
+        let facts = facts(&self.interfaces, &crossings, snat, internal);
+        snat.note(&facts);
+        Ok(facts)
     }
 
     /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.
@@ -215,13 +234,15 @@ impl Network {
         if self.uplinks.len() < before {
             self.attacher.forget_devices_that_are_gone();
         }
-        for (link, wanted) in choose(&self.flags, interfaces, &default_routes, internal) {
+        let choices = choose(&self.flags, interfaces, &default_routes, internal, &self.without_metadata);
+        for Choice { link, mode: wanted, reason } in choices {
             if self.uplinks.get(&link.ifindex).is_some_and(|attached| attached.wanted == wanted) {
                 continue;
             }
             let place = Place { name: &link.name, ifindex: link.ifindex };
             let attached = self.attacher.uplink(ebpf, place, wanted);
-            let uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name)) {
+            let mut uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name))
+            {
                 Ok(uplink) => uplink,
                 // An agent that cannot begin its work says so by ending; later the other devices go on.
                 Err(error) if !self.started => return Err(error),
@@ -232,9 +253,10 @@ impl Network {
                     continue;
                 }
             };
+            uplink.reason = uplink.reason.or(reason.map(str::to_owned));
             match &uplink.reason {
                 None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
-                Some(reason) => tracing::warn!("{}: uplink by tc: {reason}", link.name),
+                Some(reason) => tracing::info!("{}: uplink by {}: {reason}", link.name, uplink.mode.name()),
             }
             self.pods.yield_to_uplink(link.ifindex, &self.attacher)?;
             self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });
@@ -248,7 +270,7 @@ impl Network {
         let missing: BTreeSet<String> = self
             .flags
             .iter()
-            .filter(|flag| self.interfaces.link_named(&flag.name).is_none())
+            .filter(|flag| !self.interfaces.links().any(|link| flag.matches(&link.name)))
             .map(|flag| flag.name.clone())
             .collect();
         for name in missing.difference(&self.missing) {

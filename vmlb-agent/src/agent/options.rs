@@ -8,7 +8,7 @@ use vmlb_common::abi::PortRange;
 
 use super::source::SourceFlags;
 use crate::http;
-use crate::interface::uplinks::DeviceFlag;
+use crate::interface::flag::DeviceFlag;
 use crate::loader::Sizes;
 use crate::pins::DEFAULT_ROOT;
 use crate::serving::Serving;
@@ -20,7 +20,7 @@ use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
   vmlb agent                                      in a pod, by its service account; or by ~/.kube/config
   vmlb agent --kubeconfig admin.conf --context lab --node-name node-a
   vmlb agent --manifests /etc/vmlb --node-name node-a
-  vmlb agent --manifests /etc/vmlb --node-name node-a --device eth0 --device eth1=tc --flows 1000000
+  vmlb agent --manifests /etc/vmlb --node-name node-a --device eth0 --device 'eth1*=tc' --flows 1000000
 
 The agent may be stopped, killed, restarted and upgraded at any time: programs and maps stay, traffic goes on.
 `vmlb detach` takes everything down.")]
@@ -28,9 +28,10 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub source: SourceFlags,
-    /// Device by which clients and other nodes are reached, by native XDP or by TC; may be given several times. Without it:
-    /// the devices of the default routes and of the node's InternalIP. XDP where the driver has it, TC on a veth
-    #[arg(long = "device", value_name = "NAME[=xdp|tc]")]
+    /// Devices by which clients and other nodes are reached, by native XDP or by TC: a name, or a pattern with `*` and `?`
+    /// for those that are there and those that come; may be given several times. Without it: the devices of the default
+    /// routes and of the node's InternalIP. XDP where the driver has it, TC on a veth
+    #[arg(long = "device", value_name = "PATTERN[=xdp|tc]")]
     pub devices: Vec<DeviceFlag>,
     /// Folder of pins, on a BPF file system; one per agent
     #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
@@ -64,6 +65,9 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub http: http::Flags,
+    /// Time between two looks at what netlink may not have told
+    #[arg(long, hide = true, value_name = "TIME", default_value = "15s", value_parser = settings::duration)]
+    pub review_interval: Duration,
     /// Attach TC programs by clsact filters even where there is TCX
     #[arg(long, hide = true)]
     pub clsact: bool,

@@ -89,3 +89,11 @@ impl Source {
         self.board.iter().flat_map(Board::states).collect()
     }
 }
+
+/// Waits until a watch fails or works again; for ever where manifests are read.
+pub(super) async fn watches_changed(board: Option<&Board>) {
+    match board {
+        Some(board) => board.changed().await,
+        None => std::future::pending().await,
+    }
+}

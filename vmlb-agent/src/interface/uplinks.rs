@@ -1,79 +1,75 @@
 //! Which devices are uplinks, by which hook, and what the control plane is told about them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
-use anyhow::bail;
 use vmlb_common::abi::{Device, DeviceFlags, PortRange};
 use vmlb_common::family::{Address4, Address6};
 
+use super::flag::DeviceFlag;
 use super::{Interfaces, Link, Standing};
 use crate::facts::{NodeAddress, NodeFacts};
 use crate::loader::attach::Mode;
 
-/// The value of `--device`: a name, and the hook where the operator wants a certain one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceFlag {
-    /// Name of the device.
-    pub name: String,
-    /// The hook; `None`: the best one.
-    pub mode: Option<Mode>,
+/// An uplink as it is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// The device.
+    pub link: &'a Link,
+    /// Its hook.
+    pub mode: Mode,
+    /// Why it is not XDP.
+    pub reason: Option<&'static str>,
 }
 
-impl FromStr for DeviceFlag {
-    type Err = anyhow::Error;
+/// Devices whose drivers give XDP no metadata, by index: what XDP would have TC send is lost there.
+pub type WithoutMetadata = BTreeSet<u32>;
 
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (name, mode) = match text.split_once('=') {
-            None => (text, None),
-            Some((name, "xdp")) => (name, Some(Mode::Xdp)),
-            Some((name, "tc")) => (name, Some(Mode::Tc)),
-            Some((_, mode)) => bail!("{text:?}: a device is attached by xdp or tc, not by {mode:?}"),
-        };
-        // The kernel's own rules for names (dev_valid_name).
-        let valid = !name.is_empty()
-            && name.len() < 16
-            && ![".", ".."].contains(&name)
-            && !name.contains(|letter: char| letter == '/' || letter == ':' || letter.is_whitespace());
-        if !valid {
-            bail!("{name:?} is not the name of a network device");
-        }
-        Ok(Self { name: name.to_owned(), mode })
-    }
-}
-
-impl fmt::Display for DeviceFlag {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.name)?;
-        self.mode.map_or(Ok(()), |mode| write!(out, "={}", mode.name()))
-    }
-}
-
-/// The hook of a device for which the operator asked nothing. XDP on a veth costs bystanders their TSO (a veth is the
-/// uplink of nested nodes and of kind, where nothing is gained by it).
+/// The devices on which the XDP program has found no metadata, as map `devices` tells.
 #[must_use]
-pub fn default_mode(link: &Link) -> Mode {
-    if link.kind == "veth" { Mode::Tc } else { Mode::Xdp }
+pub fn without_metadata(devices: &BTreeMap<u32, Device>) -> WithoutMetadata {
+    let without = devices.iter().filter(|(_, device)| device.flags & DeviceFlags::NO_METADATA != 0);
+    without.map(|(ifindex, _)| *ifindex).collect()
+}
+
+/// Why such a device gets TC.
+pub const NO_METADATA: &str =
+    "the driver gives XDP no metadata, without which TC cannot be told what to send";
+
+/// The hook of a device for which the operator asked `asked`. XDP on a veth costs bystanders their TSO (a veth is the
+/// uplink of nested nodes and of kind, where nothing is gained by it).
+fn hook<'a>(link: &'a Link, asked: Option<Mode>, without_metadata: &WithoutMetadata) -> Choice<'a> {
+    let (mode, reason) = match asked {
+        Some(Mode::Tc) => (Mode::Tc, Some("--device asks for it")),
+        _ if without_metadata.contains(&link.ifindex) => (Mode::Tc, Some(NO_METADATA)),
+        None if link.kind == "veth" => (
+            Mode::Tc,
+            Some("XDP on a veth takes segmentation offload from others; --device NAME=xdp asks for it"),
+        ),
+        _ => (Mode::Xdp, None),
+    };
+    Choice { link, mode, reason }
 }
 
 /// The uplinks: those the operator named, otherwise those that carry a default route or one of the node's addresses
-/// `internal` (the Node object's InternalIP). A named device that is not there (yet) is left out.
+/// `internal` (the Node object's InternalIP). A named device that is not there (yet) is left out. A device's own name
+/// outranks patterns that match it, a pattern those after it.
 #[must_use]
 pub fn choose<'a>(
     flags: &[DeviceFlag],
     interfaces: &'a Interfaces,
     default_routes: &BTreeSet<u32>,
     internal: &[IpAddr],
-) -> Vec<(&'a Link, Mode)> {
+    without_metadata: &WithoutMetadata,
+) -> Vec<Choice<'a>> {
     if !flags.is_empty() {
-        return flags
-            .iter()
-            .filter_map(|flag| {
-                let link = interfaces.link_named(&flag.name)?;
-                Some((link, flag.mode.unwrap_or_else(|| default_mode(link))))
-            })
+        let flag_of = |link: &Link| {
+            let named = flags.iter().find(|flag| flag.name == link.name);
+            named.or_else(|| flags.iter().find(|flag| flag.matches(&link.name)))
+        };
+        return interfaces
+            .links()
+            .filter_map(|link| Some(hook(link, flag_of(link)?.mode, without_metadata)))
             .collect();
     }
     interfaces
@@ -83,18 +79,57 @@ pub fn choose<'a>(
             default_routes.contains(&link.ifindex)
                 || interfaces.addresses(link.ifindex).any(|one| internal.contains(&one.address))
         })
-        .map(|link| (link, default_mode(link)))
+        .map(|link| hook(link, None, without_metadata))
         .collect()
 }
 
-/// The address of a link that SNAT takes, in each family: its first one that is not a second choice.
-#[must_use]
-pub fn snat_addresses(interfaces: &Interfaces, ifindex: u32) -> (Address4, Address6) {
-    let best = |v4: bool| {
-        let of_family = interfaces.addresses(ifindex).filter(|one| one.address.is_ipv4() == v4);
-        of_family.min_by_key(|one| one.standing).map(|one| one.address)
-    };
-    device_addresses(best(true), best(false))
+/// What SNAT takes on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snat {
+    /// Ports it may use, and those that flows still hold from a time when it could use others.
+    pub ports: Vec<PortRange>,
+    /// Devices as map `devices` holds them.
+    pub devices: BTreeMap<u32, Device>,
+    /// Addresses that a device has or had and that flows may hold.
+    pub held: BTreeSet<IpAddr>,
+}
+
+impl Snat {
+    /// Takes note of what the control plane is told: what devices have now is what a later look keeps to.
+    pub fn note(&mut self, facts: &NodeFacts) {
+        self.devices.clone_from(&facts.devices);
+        for device in facts.devices.values() {
+            self.held.extend(snat_addresses(device));
+        }
+    }
+
+    /// The address of a device in one family: the present one while it is there and no other is a better choice, else
+    /// the first of the best. The order of addresses tells nothing: the kernel lists those of IPv6 newest first. A device
+    /// without any borrows `source`.
+    fn address(
+        &self,
+        interfaces: &Interfaces,
+        ifindex: u32,
+        v4: bool,
+        source: Option<IpAddr>,
+    ) -> Option<IpAddr> {
+        let present = self
+            .devices
+            .get(&ifindex)
+            .and_then(|device| snat_addresses(device).find(|address| address.is_ipv4() == v4));
+        let own = || interfaces.addresses(ifindex).filter(|one| one.address.is_ipv4() == v4);
+        let Some(best) = own().min_by_key(|one| one.standing) else {
+            return present.filter(|address| interfaces.link_of(*address).is_some()).or(source);
+        };
+        let kept = own().find(|one| Some(one.address) == present && one.standing == best.standing);
+        Some(kept.unwrap_or(best).address)
+    }
+}
+
+/// The addresses that SNAT takes on a device, at most one a family.
+pub fn snat_addresses(device: &Device) -> impl Iterator<Item = IpAddr> {
+    let addresses = [IpAddr::from(device.snat_v4.octets), IpAddr::from(device.snat_v6.octets)];
+    addresses.into_iter().filter(|address| !address.is_unspecified())
 }
 
 /// Two addresses as map `devices` holds them; zeros for none.
@@ -128,20 +163,20 @@ pub struct Crossing {
 pub fn facts(
     interfaces: &Interfaces,
     crossings: &BTreeMap<u32, Crossing>,
-    snat_ports: &[PortRange],
+    snat: &Snat,
     internal: &[IpAddr],
 ) -> NodeFacts {
-    let mut facts = NodeFacts { snat_ports: snat_ports.to_vec(), ..NodeFacts::default() };
+    let mut facts = NodeFacts {
+        snat_ports: snat.ports.clone(),
+        held_addresses: snat.held.clone(),
+        ..NodeFacts::default()
+    };
     for (ifindex, crossing) in crossings {
-        let (mut snat_v4, mut snat_v6) = snat_addresses(interfaces, *ifindex);
-        let (source_v4, source_v6) = device_addresses(crossing.source_v4, crossing.source_v6);
-        if snat_v4 == Address4::default() {
-            snat_v4 = source_v4;
-        }
-        if snat_v6 == Address6::default() {
-            snat_v6 = source_v6;
-        }
-        if snat_ports.is_empty() {
+        let (mut snat_v4, mut snat_v6) = device_addresses(
+            snat.address(interfaces, *ifindex, true, crossing.source_v4),
+            snat.address(interfaces, *ifindex, false, crossing.source_v6),
+        );
+        if snat.ports.is_empty() {
             (snat_v4, snat_v6) = Default::default();
         }
         facts.devices.insert(*ifindex, Device { flags: crossing.flags, snat_v4, snat_v6 });
@@ -169,8 +204,15 @@ pub fn facts(
     facts
 }
 
-/// Where the Node object names no address of a family, the first uplink's first one is the main one.
+/// Where the Node object names no address of a family, the first uplink's main one is the node's: what SNAT takes there
+/// (that does not change with the order of addresses), else its first.
 fn name_primary(interfaces: &Interfaces, facts: &mut NodeFacts, v4: bool) {
+    let devices = &facts.devices;
+    let is_snat_address = |known: &NodeAddress| {
+        devices
+            .get(&known.ifindex)
+            .is_some_and(|device| snat_addresses(device).any(|address| address == known.address))
+    };
     let is_primary_choice = |known: &NodeAddress| {
         interfaces
             .addresses(known.ifindex)
@@ -181,7 +223,8 @@ fn name_primary(interfaces: &Interfaces, facts: &mut NodeFacts, v4: bool) {
     if family.iter().any(|known| known.primary) {
         return;
     }
-    let first = family.iter().position(|known| is_primary_choice(known)).unwrap_or(0);
+    let first = family.iter().position(|known| is_snat_address(known));
+    let first = first.or_else(|| family.iter().position(|known| is_primary_choice(known))).unwrap_or(0);
     if let Some(known) = family.get_mut(first) {
         known.primary = true;
     }

@@ -54,7 +54,7 @@ impl Mode {
 pub struct Uplink {
     /// The hook of the datapath.
     pub mode: Mode,
-    /// Why it is not XDP though XDP was wanted.
+    /// Why it is not XDP.
     pub reason: Option<String>,
 }
 

@@ -64,7 +64,7 @@ impl Installation {
         for index in gone {
             self.devices.want(index, None);
         }
-        let mut addresses = std::collections::BTreeSet::new();
+        let mut addresses = facts.held_addresses.clone();
         for (index, device) in &facts.devices {
             self.devices.want(*index, Some(*device));
             addresses.extend([IpAddr::from(device.snat_v4.octets), IpAddr::from(device.snat_v6.octets)]);

@@ -1,6 +1,6 @@
 //! [`Tables`] over the pinned maps: what the datapath reads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
@@ -46,6 +46,25 @@ pub enum Whereabouts {
 impl Whereabouts {
     const fn of_flags(flags: u32) -> Self {
         if flags & BackendFlags::LOCAL == 0 { Self::Elsewhere } else { Self::Here }
+    }
+}
+
+/// Ports and addresses of this node that flows hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnatInFlows {
+    /// Ports.
+    pub ports: BTreeSet<u16>,
+    /// Addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl SnatInFlows {
+    fn take<A>(&mut self, flow: &Flow<A>, peer: impl Into<IpAddr>) {
+        // What the stack delivers keeps the client's address.
+        if flow.delivery != Delivery::STACK {
+            self.ports.insert(flow.peer_port);
+            self.addresses.insert(peer.into());
+        }
     }
 }
 
@@ -119,19 +138,27 @@ impl PinnedTables {
         }
     }
 
-    /// The ports that flows hold on addresses of this node, whatever the settings say by now.
+    /// The devices that are installed, by interface index.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn installed_devices(&self) -> anyhow::Result<BTreeMap<u32, Device>> {
+        Ok(self.devices.all()?.into_iter().collect())
+    }
+
+    /// What flows hold of this node for SNAT, whatever settings and devices say by now.
     ///
     /// # Errors
     /// When a flow table cannot be read.
-    pub fn snat_ports_in_flows(&self) -> anyhow::Result<BTreeSet<u16>> {
-        let mut ports = BTreeSet::new();
+    pub fn snat_in_flows(&self) -> anyhow::Result<SnatInFlows> {
+        let mut held = SnatInFlows::default();
         for map in &self.v4.flows {
-            ports.extend(map.all()?.iter().filter_map(|(_, flow)| snat_port(flow)));
+            map.all()?.iter().for_each(|(_, flow)| held.take(flow, flow.peer.octets));
         }
         for map in &self.v6.flows {
-            ports.extend(map.all()?.iter().filter_map(|(_, flow)| snat_port(flow)));
+            map.all()?.iter().for_each(|(_, flow)| held.take(flow, flow.peer.octets));
         }
-        Ok(ports)
+        Ok(held)
     }
 
     fn put(&self, record: &Record) -> anyhow::Result<()> {
@@ -276,10 +303,6 @@ fn note<A>(in_flows: &mut InFlows, address: IpAddr, key: &FlowKey<A>, flow: &Flo
     let protocol = Protocol::new(key.protocol);
     in_flows.frontends.insert(desired::Frontend { address, port: key.frontend_port, protocol });
     ControlFlow::Continue(())
-}
-
-fn snat_port<A>(flow: &Flow<A>) -> Option<u16> {
-    (flow.delivery != Delivery::STACK).then_some(flow.peer_port)
 }
 
 /// Map `neighbours`: next hops that are kept fresh, and how ([`crate::neighbours::Upkeep`]).

@@ -20,7 +20,7 @@ pub(super) struct DeviceStatus {
     pub flags: Vec<&'static str>,
     pub snat_v4: Option<IpAddr>,
     pub snat_v6: Option<IpAddr>,
-    /// Why not by XDP though that was wanted.
+    /// Why not by XDP.
     pub reason: Option<String>,
 }
 
@@ -67,6 +67,7 @@ fn flags(bits: u32) -> Vec<&'static str> {
         (DeviceFlags::UPLINK, "uplink"),
         (DeviceFlags::XDP_TRANSMIT, "xdp-transmit"),
         (DeviceFlags::POD_SIDE, "pod-side"),
+        (DeviceFlags::NO_METADATA, "no-metadata"),
     ];
     words.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| word).collect()
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::object::Kind;
 
@@ -60,7 +61,13 @@ impl WatchState {
 
 /// The state of every watch, shared between the watches and those who ask.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<Kind, WatchState>>>);
+pub struct Board(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    states: Mutex<BTreeMap<Kind, WatchState>>,
+    changed: Notify,
+}
 
 impl Board {
     /// All watches, in the order of [`Kind::ALL`].
@@ -82,6 +89,11 @@ impl Board {
         let ages: Option<Vec<Duration>> =
             Kind::ALL.iter().map(|kind| states.get(kind)?.staleness()).collect();
         ages?.into_iter().max()
+    }
+
+    /// Waits until a watch does something else, fails or works again; being heard of is no change. For one waiter.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     pub(super) fn enter(&self, kind: Kind, phase: Phase) {
@@ -129,13 +141,17 @@ impl Board {
         let state = states
             .entry(kind)
             .or_insert_with(|| WatchState { kind: kind.name().to_owned(), ..WatchState::default() });
+        let before = (state.phase, state.error.clone(), state.failures == 0);
         change(state);
+        if before != (state.phase, state.error.clone(), state.failures == 0) {
+            self.0.changed.notify_one();
+        }
         state.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Kind, WatchState>> {
         // What a panicking holder leaves is still a state of the watch.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,6 +172,21 @@ mod tests {
             board.hear(kind);
         }
         assert!(board.staleness().is_some_and(|age| age < Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn whoever_waits_learns_of_failures_and_not_of_every_octet() {
+        let board = Board::default();
+        let is_told = || futures_util::FutureExt::now_or_never(board.changed()).is_some();
+        board.enter(Kind::Pod, Phase::Watching);
+        assert!(is_told());
+        board.hear(Kind::Pod);
+        board.enter(Kind::Pod, Phase::Watching);
+        assert!(!is_told());
+        board.fail(Kind::Pod);
+        assert!(is_told());
+        board.recover(Kind::Pod);
+        assert!(is_told());
     }
 
     #[test]
