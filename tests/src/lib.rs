@@ -29,6 +29,7 @@ pub mod namespace;
 pub mod packets;
 pub mod pass;
 pub mod pod;
+pub mod podman;
 pub mod probe;
 pub mod requests;
 pub mod servers;

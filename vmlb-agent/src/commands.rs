@@ -21,6 +21,7 @@ use crate::settings::{SettingsMap, text};
 
 mod api;
 pub mod backends;
+pub mod check;
 pub mod detach;
 mod drain;
 pub mod drops;

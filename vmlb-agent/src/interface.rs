@@ -14,6 +14,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::route::RouteFlags;
 
 pub mod features;
+pub mod offloads;
 pub mod uplinks;
 pub mod watch;
 

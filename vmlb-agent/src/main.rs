@@ -34,6 +34,8 @@ enum Command {
     Drops(commands::drops::Options),
     /// Take down programs, maps and neighbours: leave the node as it was found
     Detach(commands::detach::Options),
+    /// Look at this node before vmlb is installed: what stands in the way, and what it would cost
+    Check(commands::check::Options),
     /// Put VMs and pods behind one Service (with a kubeconfig, from anywhere)
     Expose(commands::expose::Options),
     /// Take back what expose did
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Flows(options) => commands::flows::run(options),
         Command::Drops(options) => commands::drops::run(options),
         Command::Detach(options) => commands::detach::run(options),
+        Command::Check(options) => commands::check::run(options),
         Command::Expose(options) => commands::expose::run(options),
         Command::Unexpose(options) => commands::unexpose::run(options),
     };
