@@ -27,6 +27,7 @@ mod drain;
 pub mod drops;
 pub mod expose;
 pub mod flows;
+pub mod log_level;
 mod print;
 pub mod services;
 mod shares;

@@ -11,6 +11,7 @@ use crate::facts::NodePortAddresses;
 use crate::http;
 use crate::interface::uplinks::DeviceFlag;
 use crate::loader::Sizes;
+use crate::logging;
 use crate::pins::DEFAULT_ROOT;
 use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
 
@@ -60,6 +61,9 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub http: http::Flags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub logging: logging::LogFlags,
     /// Attach TC programs by clsact filters even where there is TCX
     #[arg(long, hide = true)]
     pub clsact: bool,
