@@ -179,7 +179,9 @@ fn events_stand_at_the_service_the_vmi_and_the_node_once_for_all_agents() -> Res
         // Events are made one after another, so that the last one tells that the others have been tried.
         let last = warning("Service a/s", &format!("last of turn {turn}"));
         let note = |event: &Value| event["note"] == last.message.as_str();
-        stage.tell(node, &[&warnings[..], &[last.clone()]].concat(), |events| events.iter().any(note))?;
+        stage.tell(node, &[&warnings[..], std::slice::from_ref(&last)].concat(), |events| {
+            events.iter().any(note)
+        })?;
     }
     let mut events = stage.tell("n2", &[], |_| true)?;
     events.retain(|event| event["note"].as_str().is_some_and(|note| !note.starts_with("last")));

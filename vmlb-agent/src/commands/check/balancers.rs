@@ -17,7 +17,7 @@ pub(super) fn look() -> Vec<Finding> {
         findings.push(Finding::new(
             Weight::Note,
             "kube-proxy",
-            format!("port {HEALTHZ} is taken, as by kube-proxy: vmlb runs beside it, and serves first what it owns"),
+            format!("port {HEALTHZ} is taken, by kube-proxy or an agent of vmlb: both run side by side, each on its own port"),
             "give the agent another port, as the manifests do, or off: --healthz-address",
         ));
     }
