@@ -23,7 +23,7 @@ pub fn reason() -> Option<String> {
             return Some(format!("the program `{program}` is not installed"));
         }
     }
-    None
+    crate::deploy::without_cargo()
 }
 
 /// podman with the runtime that knows both generations of cgroups.

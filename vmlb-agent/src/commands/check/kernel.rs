@@ -119,7 +119,7 @@ fn limits(version: Option<(u32, u32)>) -> Vec<Finding> {
         findings.push(Finding::new(
             Weight::Warning,
             "limits",
-            format!("{mebibytes} MiB of memory are free; maps of the default sizes take about 200"),
+            format!("{mebibytes} MiB of memory are free; maps of the default sizes take 316"),
             "give the agent smaller tables: --flows, --half-flows, --slots",
         ));
     }
