@@ -30,6 +30,7 @@ pub mod namespace;
 pub mod packets;
 pub mod pass;
 pub mod pod;
+pub mod podman;
 pub mod probe;
 pub mod requests;
 pub use vmlb_guest::servers;

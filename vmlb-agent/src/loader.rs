@@ -88,7 +88,8 @@ impl Datapath {
             loader.map_max_entries(name, layout.max_entries);
         }
         let mut ebpf = loader.load(object).context(
-            "cannot load the BPF object; this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN before 5.8)",
+            "cannot load the BPF object; this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN before 5.8), and in a \
+             container a seccomp profile that allows bpf(2)",
         )?;
         for name in programs::ALL {
             let program =

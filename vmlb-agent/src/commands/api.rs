@@ -114,7 +114,8 @@ impl Cluster {
     /// When there is no configuration, or it cannot be used.
     pub async fn open(flags: &ClusterFlags) -> anyhow::Result<Self> {
         let which = Flags { kubeconfig: flags.kubeconfig.clone(), context: flags.context.clone() };
-        let access = Access::open(which).await?;
+        let access =
+            Access::open(which).await.context("no cluster to ask; name one by --kubeconfig or --context")?;
         let namespace = flags.namespace.clone().unwrap_or_else(|| access.namespace().to_owned());
         let (_, client) = access.client();
         Ok(Self { client, namespace })
