@@ -35,6 +35,7 @@ enum Task {
     Demo(demo::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Guest(guest::Arguments),
     #[command(hide = true)]
     VerifyObject(verify::Arguments),
 }
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Guest(arguments) => guest::run(&arguments),
         Task::VerifyObject(arguments) => verify::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
