@@ -5,7 +5,7 @@
 //! [`service`] describes Services once, from which [`manifests`] writes what the agent reads and [`kube_proxy`] the
 //! nftables rules that kube-proxy would write; [`agent`] runs `vmlb agent` on a node; [`cluster`] puts all that
 //! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`]
-//! keeps clients asking meanwhile, [`feature`] asks what the kernel lacks. Everything made carries a prefix and goes with it
+//! keeps clients asking meanwhile, [`lab`] has VMs that migrate between launcher pods, [`feature`] asks what the kernel lacks. Everything made carries a prefix and goes with it
 //! ([`leftovers`]). [`packets`] are for the datapath alone, on the host and in the kernel.
 
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod counters;
 pub mod feature;
 pub mod kube_proxy;
+pub mod lab;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;

@@ -5,8 +5,10 @@
 
 mod emulator;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 use vmlb_guest::ARCHITECTURE;
@@ -106,6 +108,27 @@ pub fn init() -> Result<PathBuf> {
     cargo.arg("--target-dir").arg(command::workspace().join("target/guest"));
     let built = command::artifacts(cargo)?;
     built.into_iter().next().map(|artifact| artifact.executable).context("cargo names no program guest-init")
+}
+
+/// What tests that start VMs themselves find in their environment. Nothing where the kernels are not there: those tests say
+/// how to get them.
+pub fn variables() -> &'static [(&'static str, OsString)] {
+    static VARIABLES: OnceLock<Vec<(&str, OsString)>> = OnceLock::new();
+    VARIABLES.get_or_init(|| {
+        if !guests::are_there() {
+            return Vec::new();
+        }
+        match init() {
+            Ok(init) => vec![
+                (kernel::FOLDER_VARIABLE, guests::folder().into()),
+                (kernel::INIT_VARIABLE, init.into_os_string()),
+            ],
+            Err(error) => {
+                eprintln!("the program of guests cannot be built: {error:#}");
+                Vec::new()
+            }
+        }
+    })
 }
 
 /// The object against the guest's verifier, and the selected binaries.
