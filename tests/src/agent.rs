@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::address::Family;
 use crate::manifests::Manifests;
 use crate::namespace;
+use crate::pace;
 use crate::service::{Port, Published};
 use crate::topology::Node;
 
@@ -106,7 +107,7 @@ impl Agent {
             invocation(node, manifests, flags)?.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let start = Instant::now();
         while child.try_wait()?.is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > pace::stretched(PATIENCE) {
                 child.kill()?;
                 bail!("the agent of {} started", node.name);
             }
@@ -128,7 +129,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the agent of {} ended ({status}):\n{}", node.name, self.log_tail());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > pace::stretched(PATIENCE) {
                 bail!("{} does not serve; vmlb services: {answer:?}; log:\n{}", node.name, self.log_tail());
             }
             thread::sleep(Duration::from_millis(50));
@@ -152,7 +153,7 @@ impl Agent {
 
     fn wait(&mut self) -> Result<ExitStatus> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < pace::stretched(PATIENCE) {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }

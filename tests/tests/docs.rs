@@ -125,7 +125,7 @@ fn commands_of_the_pages_say_what_the_pages_show() {
                         block.answer(&step.command, &said, SHOWN.max(step.length()));
                         continue;
                     }
-                    ensure!(!step.answer.is_empty() == !said.is_empty(), "{place}: {said:#?}");
+                    ensure!(step.answer.is_empty() == said.is_empty(), "{place}: {said:#?}");
                     let cut = &said[..said.len().min(step.answer.len())];
                     ensure!(shape(cut) == shape(&step.answer), "{place} says now:\n{}", said.join("\n"));
                 }

@@ -38,6 +38,7 @@ enum Task {
     Test(test::Arguments),
     Image(image::Arguments),
     Bench(bench::Arguments),
+    Guest(guest::Arguments),
     #[command(hide = true)]
     VerifyObject(verify::Arguments),
 }
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Image(arguments) => image::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Guest(arguments) => guest::run(&arguments),
         Task::VerifyObject(arguments) => verify::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {

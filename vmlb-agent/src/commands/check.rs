@@ -9,7 +9,7 @@ use serde::Serialize;
 use vmlb_common::abi::PortRange;
 
 use super::table::Table;
-use crate::interface::uplinks::DeviceFlag;
+use crate::interface::flag::DeviceFlag;
 use crate::settings::ports;
 
 mod balancers;

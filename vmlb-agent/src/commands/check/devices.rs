@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::interface::features::Features;
-use crate::interface::uplinks::{DeviceFlag, choose};
+use crate::interface::flag::DeviceFlag;
+use crate::interface::uplinks::{WithoutMetadata, choose};
 use crate::interface::watch::Netlink;
 use crate::interface::{Link, offloads};
 use crate::loader::attach::Mode;
@@ -22,6 +23,8 @@ const ONE_PAGE: u32 = 3498;
 pub(super) struct Uplink {
     pub link: Link,
     pub mode: Mode,
+    /// Why it is not XDP.
+    reason: Option<&'static str>,
     /// `NETDEV_XDP_ACT_*`; `None`: the kernel does not tell.
     xdp: Option<u64>,
     /// Offloads that are on.
@@ -40,15 +43,16 @@ pub(super) async fn uplinks(flags: &[DeviceFlag]) -> anyhow::Result<Vec<Uplink>>
     let routes = netlink.default_routes().await?;
     let features = Features::open();
     let routes = routes.iter().map(|route| route.ifindex).collect();
-    let chosen = choose(flags, &interfaces, &routes, &[]);
+    let chosen = choose(flags, &interfaces, &routes, &[], &WithoutMetadata::new());
     Ok(chosen
         .into_iter()
-        .map(|(link, mode)| Uplink {
-            xdp: features.xdp(link.ifindex),
-            offloads: offloads::active(link.ifindex).unwrap_or_default(),
-            driver: driver(&link.name),
-            link: link.clone(),
-            mode,
+        .map(|choice| Uplink {
+            xdp: features.xdp(choice.link.ifindex),
+            offloads: offloads::active(choice.link.ifindex).unwrap_or_default(),
+            driver: driver(&choice.link.name),
+            link: choice.link.clone(),
+            mode: choice.mode,
+            reason: choice.reason,
         })
         .collect())
 }
@@ -79,13 +83,8 @@ fn about(uplink: &Uplink) -> Vec<Finding> {
         findings.push(say(Weight::Warning, "is down, or has no carrier".into(), "bring it up"));
     }
     if uplink.mode == Mode::Tc {
-        let message = if uplink.link.kind == "veth" {
-            "is a veth and gets TC: XDP there would take segmentation offload from its peer (one TCP stream that has \
-             nothing to do with vmlb fell from 11.9 to 2.9 Gb/s)"
-        } else {
-            "gets TC, as asked"
-        };
-        findings.push(say(Weight::Ok, message.into(), ""));
+        let message = format!("gets TC: {}", uplink.reason.unwrap_or("that is all there is"));
+        findings.push(say(Weight::Ok, message, ""));
         return findings;
     }
     match uplink.xdp {
@@ -179,7 +178,7 @@ mod tests {
 
     fn uplink(kind: &str, driver: &str, mode: Mode, xdp: Option<u64>) -> Uplink {
         let link = Link { name: "eth0".into(), kind: kind.into(), up: true, mtu: 1500, ..Link::default() };
-        Uplink { link, mode, xdp, offloads: BTreeSet::new(), driver: driver.into() }
+        Uplink { link, mode, reason: None, xdp, offloads: BTreeSet::new(), driver: driver.into() }
     }
 
     fn warnings(uplink: &Uplink) -> Vec<String> {
