@@ -94,7 +94,7 @@ fn of_the_maps() -> Result<String> {
 
 fn render(catalogue: &Catalogue) -> Result<String> {
     let mut text = String::from(
-        "# Metrics\n\n<!-- Written by the tests from what the agent shows: VMLB_WRITE_DOCS=1 cargo xtask test metrics_reference -->\n\n\
+        "# Metrics\n\n<!-- Written by the tests from what the agent shows: VMLB_WRITE_DOCS=1 cargo xtask test page -->\n\n\
          At `--metrics-address` (the manifests: port 9475 of every node), in Prometheus' text format. Services, and VMs and\n\
          pods beyond the first `--metrics-detail` (1000) of each are added up as `(others)`, so that the number of series is\n\
          bounded. Map entries and flows are counted at most every five seconds. Metrics of live migration will come with it.\n\n\

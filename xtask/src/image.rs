@@ -121,9 +121,12 @@ fn program(bpf: &Bpf, architecture: Architecture, profile: Profile) -> Result<Pa
     let is_cross = architecture != Architecture::HOST;
     let mut cargo = if is_cross { bpf.toolchain.cargo() } else { command::cargo() };
     cargo.current_dir(command::workspace()).args(["rustc", "--package", "vmlb-agent", "--bin", "vmlb"]);
-    // Released ones are kept apart from the program for this machine, which has the same name.
-    let mut folder =
-        command::workspace().join(if profile == Profile::Release { "target/image" } else { "target" });
+    // Apart from the program for this machine, which has the same name.
+    let mut folder = command::workspace().join(if profile == Profile::Release || is_cross {
+        "target/image"
+    } else {
+        "target"
+    });
     cargo.arg("--target-dir").arg(&folder);
     if profile == Profile::Release {
         cargo.arg("--release");

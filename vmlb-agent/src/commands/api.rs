@@ -64,10 +64,10 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether it is a matter of rights.
+    /// Whether it is a matter of rights. Quotas and other admission answer 403 too, in other words.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
-        self.code == 403 && self.reason == "Forbidden"
+        self.code == 403 && self.message.contains(" cannot ")
     }
 
     /// Whether a webhook of the cluster cannot rehearse; what it says tells nothing about the real write.
