@@ -195,7 +195,9 @@ fn flows(node: &Node, client: &str) -> Result<()> {
 fn drops(node: &Node) -> Result<()> {
     let rejected = row(&rows(node, &["drops"])?, "reason", "no_backend")?;
     ensure!(rejected["outcome"] == "rejected" && rejected["packets"].as_u64() >= Some(1), "{rejected}");
-    ensure!(rejected["rate"].is_null() && rejected["explanation"].as_str().is_some_and(|text| text.len() > 10));
+    ensure!(
+        rejected["rate"].is_null() && rejected["explanation"].as_str().is_some_and(|text| text.len() > 10)
+    );
     let all = rows(node, &["drops", "--all"])?;
     ensure!(all.len() > 15 && all.iter().any(|row| row["packets"] == 0), "{all:?}");
     let mut watch = Watched::start(node, &["drops", "--output", "json", "--watch", "0.2"])?;
