@@ -122,8 +122,11 @@ impl Agent {
     pub fn wait_until_serving(&mut self, node: &Node, services: &[Published]) -> Result<()> {
         let start = Instant::now();
         loop {
-            let answer = json(node, &["services"]);
-            if self.is_ready() && answer.as_ref().is_ok_and(|found| serves(found, node, services)) {
+            // Asking costs a process; before the agent is ready the answer does not count.
+            let answer = self.is_ready().then(|| json(node, &["services"]));
+            if let Some(Ok(found)) = &answer
+                && serves(found, node, services)
+            {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {

@@ -63,9 +63,8 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// What the guest's emulator may use. Tests keep agents with small tables; a gibibyte is enough for two nodes.
+/// A guest's memory in MiB. Tests keep agents with small tables; this is enough for two nodes, twice.
 const MEMORY: u32 = 1536;
-const PROCESSORS: std::ops::RangeInclusive<usize> = 2..=4;
 
 /// The name of the test that loads the object.
 const VERIFIER: &str = "the_object_passes_the_verifier";
@@ -183,9 +182,7 @@ fn boot(kernel: &Kernel, init: &Path, work: Vec<Work>) -> Result<Tally> {
     let (initramfs, console) = (own("initramfs"), own("console"));
     let (titles, jobs): (Vec<_>, Vec<_>) = work.into_iter().map(|work| (work.title, work.job)).unzip();
     std::fs::write(&initramfs, job::initramfs(kernel, &std::fs::read(init)?, &jobs)?)?;
-    let processors = std::thread::available_parallelism().map_or(*PROCESSORS.start(), usize::from);
-    let processors = u32::try_from(processors.clamp(*PROCESSORS.start(), *PROCESSORS.end()))?;
-    let mut machine = Machine::new(kernel, &initramfs, &console, MEMORY, processors);
+    let mut machine = Machine::new(kernel, &initramfs, &console, MEMORY);
     machine.report().share(Path::new("/"), job::HOST);
     let tally = emulator::run(&machine, &kernel.release, &titles, &console);
     std::fs::remove_file(&initramfs)?;

@@ -216,7 +216,7 @@ fn start(
     place
         .ip(&format!("tuntap add dev {TAP} mode tap\nlink set {TAP} master {BRIDGE}\nlink set {TAP} up\n"))?;
     let socket = folder.join(format!("qmp{number}"));
-    let mut machine = Machine::new(kernel, &initramfs(folder), &console(folder, number), MEMORY, 1);
+    let mut machine = Machine::new(kernel, &initramfs(folder), &console(folder, number), MEMORY);
     machine
         .with(["-netdev", &format!("tap,id=lan,ifname={TAP},script=no,downscript=no")])
         // Without a boot ROM, which is in another package.
