@@ -18,7 +18,7 @@ use vmlb_tests::pod::Workload;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::servers;
 use vmlb_tests::service::Service;
-use vmlb_tests::skip::unless_unable;
+use vmlb_tests::skip::{self, unless_unable};
 use vmlb_tests::topology::{Attachment, Node};
 
 /// What an address may take from the moment it is there until its node ports are served.
@@ -193,7 +193,12 @@ fn an_uplink_goes_on_under_another_name_mac_and_mtu() {
         let cluster = Cluster::serving(Attachment::Routed, &unnamed())?;
         let mut conversations = talk(&cluster)?;
         let (node, router) = (&cluster.topology.nodes[0], &cluster.topology.router);
-        node.namespace.ip("link set eth0 name up.0\n")?;
+        if let Err(refused) = node.namespace.ip("link set eth0 name up.0\n") {
+            ensure!(refused.to_string().contains("busy"), "{refused:#}");
+            let why = "this kernel (before 6.2) renames no device that is up";
+            skip::announce("an_uplink_goes_on_under_another_name_mac_and_mtu", why);
+            return Ok(());
+        }
         wait(SECOND * 2, || Ok(uplinks(node)? == ["up.0"])).context("another name")?;
         go_on(&mut conversations).context("another name")?;
         serves(&cluster, 0)?;

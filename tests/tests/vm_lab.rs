@@ -2,6 +2,7 @@
 //! what fails elsewhere is not the lab's. A client on a third node asks the pods' addresses directly.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,13 @@ use vmlb_tests::service::Protocol;
 use vmlb_tests::skip::{self, unless_unable};
 use vmlb_tests::topology::{Attachment, Topology};
 use vmlb_tests::{probe, servers};
+
+/// How much longer than it stood still a client may miss a stand-in: nothing but the kernel has a part in it.
+const STAND_IN: Duration = Duration::from_millis(500);
+
+/// And a real VM, whose emulator may take its time, and whose announcement may get lost on a busy machine: then the launcher,
+/// which was asked for it in vain before, asks for it once a second.
+const REAL: Duration = Duration::from_secs(2);
 
 /// The VM's name.
 const VM: &str = "vm01";
@@ -62,14 +70,19 @@ impl Site {
     }
 }
 
-/// Unless this machine cannot run a real VM.
+/// Unless this machine cannot run a real VM. One test at a time: two emulators that share the cores with two more, their
+/// migrations' targets, would measure each other.
 fn unless_without_vms(name: &str, test: impl FnOnce() -> Result<()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
     unless_unable(name, || match qemu::reason() {
         Some(why) => {
             skip::announce(name, &why);
             Ok(())
         }
-        None => test(),
+        None => {
+            let _alone = ALONE.lock().unwrap_or_else(|failed| failed.into_inner());
+            test()
+        }
     });
 }
 
@@ -79,7 +92,7 @@ fn a_stand_in_answers_at_each_launcher_and_keeps_its_connections() {
         let site = Site::build(&Rules::All)?;
         let mut vm = StandIn::boot(&site.topology, VM, &site.source)?;
         vm.pause = Duration::from_millis(50);
-        let held = moves_and_keeps_its_connections(&site, &mut vm)?;
+        let held = moves_and_keeps_its_connections(&site, &mut vm, STAND_IN)?;
         ensure!(held == Trial::Held, "nothing emulates a stand-in, and yet it is dead");
         Ok(())
     });
@@ -91,14 +104,14 @@ fn a_vm_answers_at_each_launcher_and_keeps_its_connections() {
         lab::repeat(|| {
             let site = Site::build(&Rules::All)?;
             let mut vm = qemu::Vm::boot(&site.topology, VM, &site.source)?;
-            moves_and_keeps_its_connections(&site, &mut vm)
+            moves_and_keeps_its_connections(&site, &mut vm, REAL)
         })
     });
 }
 
 /// The guest answers at the source's address before and at the target's after, opens connections at both, and those that were
 /// open go on where packets to the old address still reach it.
-fn moves_and_keeps_its_connections(site: &Site, vm: &mut impl Guest) -> Result<Trial> {
+fn moves_and_keeps_its_connections(site: &Site, vm: &mut impl Guest, slack: Duration) -> Result<Trial> {
     let [source, target] = [&site.source, &site.target];
     welcome(site, source).context("before the migration")?;
     ensure!(welcome(site, target).is_err(), "there is a guest in the target before the migration");
@@ -113,12 +126,12 @@ fn moves_and_keeps_its_connections(site: &Site, vm: &mut impl Guest) -> Result<T
     let watch = Watch::start(site.client(), &[echo(source), echo(target)]);
     std::thread::sleep(Duration::from_millis(200));
     let switch = vm.migrate(target)?;
-    std::thread::sleep(Duration::from_millis(800));
+    std::thread::sleep(slack + Duration::from_millis(300));
     let answers = watch.finish()?;
     if !answers[1].any_after(switch.resumed) && !target.guest_answers(Duration::from_secs(5)) {
         return Ok(Trial::GuestDied);
     }
-    check_blackout(&answers, switch)?;
+    check_blackout(&answers, switch, slack)?;
     welcome(site, target).context("after the migration")?;
     ensure!(welcome(site, source).is_err(), "there is still a guest in the source");
     site.take_addresses_along()?;
@@ -130,20 +143,16 @@ fn moves_and_keeps_its_connections(site: &Site, vm: &mut impl Guest) -> Result<T
     Ok(Trial::Held)
 }
 
-/// Answers come from the source up to the switch and from the target after it, and the client misses them hardly longer than
-/// the VM stood still.
-fn check_blackout(answers: &[Answers], switch: Switch) -> Result<()> {
+/// Answers come from the source up to the switch and from the target after it, and the client misses them no more than
+/// `slack` longer than the VM stood still.
+fn check_blackout(answers: &[Answers], switch: Switch, slack: Duration) -> Result<()> {
     let [source, target] = answers else { anyhow::bail!("two servers were asked") };
     let gap = Answers::longest_gap(answers);
     println!("the VM stood still for {:?}, the client saw a gap of {gap:?}", switch.pause());
     ensure!(source.any_before(switch.stopped), "the source never answered");
     ensure!(target.any_after(switch.resumed), "the target never answered");
     ensure!(!target.any_before(switch.stopped), "the target answered before the switch");
-    ensure!(
-        gap < switch.pause() + Duration::from_millis(500),
-        "a gap of {gap:?}, {:?} of it the VM's",
-        switch.pause()
-    );
+    ensure!(gap < switch.pause() + slack, "a gap of {gap:?}, {:?} of it the VM's", switch.pause());
     Ok(())
 }
 

@@ -4,7 +4,12 @@
 //! nothing.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use crate::kernel::Kernel;
 
@@ -73,6 +78,18 @@ impl Machine {
         argument.push(options);
         self.arguments.extend([OsString::from("-virtfs"), argument]);
         self
+    }
+
+    /// The command that starts it. QEMU ends with the thread that starts it, also where that is killed.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(QEMU);
+        command.args(&self.arguments);
+        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe; no allocation, no lock.
+        unsafe {
+            command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        }
+        command
     }
 
     /// What to start [`QEMU`] with.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,8 +46,8 @@ struct Report<'a> {
 pub fn run(machine: &Machine, release: &str, titles: &[String], console: &Path) -> Result<Tally> {
     println!("\nguest: Linux {release} under emulation");
     let start = Instant::now();
-    let mut command = Command::new(machine::QEMU);
-    command.args(machine.arguments()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = machine.command();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut emulator = Emulator(command.spawn().context("cannot start QEMU")?);
     let lines = lines(&mut emulator)?;
     let mut report = Report::new(release, titles);
