@@ -146,6 +146,7 @@ fn backends(node: &Node) -> Result<()> {
         );
         ensure!(backend["addresses"].as_array().is_some_and(|addresses| addresses.len() == 2), "{backend}");
         ensure!(backend["targets"].as_array().is_some_and(|targets| targets.len() == 6), "{backend}");
+        ensure!(backend["weight"] == 100, "{backend}");
         // Alone in one Service, one of two in another.
         ensure!(backend["share"].as_f64().is_some_and(|share| (50.0..90.0).contains(&share)), "{backend}");
         ensure!(backend["flows"] == flows && backend["traffic"]["newFlows"] == flows, "{backend}");
@@ -195,7 +196,9 @@ fn flows(node: &Node, client: &str) -> Result<()> {
 fn drops(node: &Node) -> Result<()> {
     let rejected = row(&rows(node, &["drops"])?, "reason", "no_backend")?;
     ensure!(rejected["outcome"] == "rejected" && rejected["packets"].as_u64() >= Some(1), "{rejected}");
-    ensure!(rejected["rate"].is_null() && rejected["explanation"].as_str().is_some_and(|text| text.len() > 10));
+    ensure!(
+        rejected["rate"].is_null() && rejected["explanation"].as_str().is_some_and(|text| text.len() > 10)
+    );
     let all = rows(node, &["drops", "--all"])?;
     ensure!(all.len() > 15 && all.iter().any(|row| row["packets"] == 0), "{all:?}");
     let mut watch = Watched::start(node, &["drops", "--output", "json", "--watch", "0.2"])?;
