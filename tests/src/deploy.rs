@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -18,6 +19,17 @@ pub use kustomize::build;
 /// The folder `deploy/`.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// The cargo that built the tests, or else the one on the PATH.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Why a test that builds cannot run, if it cannot: root may have no cargo.
+pub fn without_cargo() -> Option<String> {
+    let found = cargo().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    (!found.is_ok_and(|status| status.success())).then(|| "no `cargo` can be run here".to_owned())
 }
 
 /// Objects of a stream of YAML documents.

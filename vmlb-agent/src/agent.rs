@@ -14,6 +14,7 @@ use crate::inherit::Inheritance;
 use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
 use crate::loader::{self, Datapath, OBJECT, Trace};
+use crate::logging;
 use crate::pins::{Lock, PinRoot};
 use crate::settings::{self, SettingsMap, Wanted, ports};
 use crate::sweep::Sweep;
@@ -78,6 +79,7 @@ impl Agent {
     async fn start(options: &Options) -> anyhow::Result<Self> {
         let root = PinRoot::new(&options.pin_root);
         let lock = root.lock()?;
+        logging::follow(&root);
         let source = Source::open(&options.source).await?;
         root.create()?;
         let trace = if options.trace { Trace::On } else { Trace::Off };

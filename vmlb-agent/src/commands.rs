@@ -21,11 +21,13 @@ use crate::settings::{SettingsMap, text};
 
 mod api;
 pub mod backends;
+pub mod check;
 pub mod detach;
 mod drain;
 pub mod drops;
 pub mod expose;
 pub mod flows;
+pub mod log_level;
 mod print;
 pub mod services;
 mod shares;

@@ -16,6 +16,7 @@ pub mod index;
 pub mod inherit;
 pub mod interface;
 pub mod loader;
+pub mod logging;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbours;

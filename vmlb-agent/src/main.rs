@@ -4,11 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::time::SystemTime;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use vmlb_agent::{agent, commands};
+use vmlb_agent::{agent, commands, logging};
 
 /// A node-level packet load balancer for virtual machines on Kubernetes
 #[derive(Parser, Debug)]
@@ -34,6 +30,10 @@ enum Command {
     Drops(commands::drops::Options),
     /// Take down programs, maps and neighbours: leave the node as it was found
     Detach(commands::detach::Options),
+    /// Look at this node before vmlb is installed: what stands in the way, and what it would cost
+    Check(commands::check::Options),
+    /// Change what the running agent logs
+    LogLevel(commands::log_level::Options),
     /// Put VMs and pods behind one Service (with a kubeconfig, from anywhere)
     Expose(commands::expose::Options),
     /// Take back what expose did
@@ -50,15 +50,10 @@ fn parse() -> Arguments {
 
 fn main() -> ExitCode {
     let arguments = parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .with_timer(SystemTime)
-        .finish()
-        // The client reports every failed try; the watches say what lasts.
-        .with(Targets::new().with_default(LevelFilter::INFO).with_target("kube_client", LevelFilter::OFF))
-        .init();
+    match &arguments.command {
+        Command::Agent(options) => logging::start(&options.logging),
+        _ => logging::start_plain(),
+    }
     let done = match &arguments.command {
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => commands::status::run(options),
@@ -67,6 +62,8 @@ fn main() -> ExitCode {
         Command::Flows(options) => commands::flows::run(options),
         Command::Drops(options) => commands::drops::run(options),
         Command::Detach(options) => commands::detach::run(options),
+        Command::Check(options) => commands::check::run(options),
+        Command::LogLevel(options) => commands::log_level::run(options),
         Command::Expose(options) => commands::expose::run(options),
         Command::Unexpose(options) => commands::unexpose::run(options),
     };

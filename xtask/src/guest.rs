@@ -5,13 +5,15 @@
 
 mod emulator;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 use vmlb_guest::ARCHITECTURE;
 use vmlb_guest::job::{self, Job};
-use vmlb_guest::kernel::Kernel;
+use vmlb_guest::kernel::{self, Kernel};
 use vmlb_guest::machine::Machine;
 
 use crate::build_ebpf;
@@ -19,18 +21,53 @@ use crate::command::{self, Artifact};
 use crate::setup::guests;
 use crate::test_output::Tally;
 
+/// Run a command in a guest, to look at another kernel
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The package that names the kernel
+    #[arg(long, default_value = kernel::FULL)]
+    kernel: String,
+    /// The command, as found in the guest: this machine's files under a layer in memory
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// The subcommand; it fails if the command does.
+///
+/// # Errors
+/// The guest cannot be made.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let kernel = guests::ready(&arguments.kernel)?;
+    let folder = text(&std::env::current_dir()?)?;
+    let words = ["/usr/bin/env".to_owned()].into_iter().chain(arguments.command.iter().cloned()).collect();
+    let work = Work { title: arguments.command.join(" "), job: Job { folder, variables: Vec::new(), words } };
+    let tally = boot(&kernel, &init()?, vec![work])?;
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Which tests run in the guest.
 #[derive(Clone, Copy, Debug)]
 pub enum Selection<'a> {
     /// Those that run nowhere else, in a few minutes.
     Own,
-    /// All of the rig whose name contains the filter, if there is one.
+    /// All of the rig, or those that contain the filter in the name of the test or of its binary.
     Rig(Option<&'a str>),
 }
 
-/// What the guest's emulator may use. Tests keep agents with small tables; a gibibyte is enough for two nodes.
+impl<'a> Selection<'a> {
+    fn filter(self) -> Option<&'a str> {
+        match self {
+            Self::Own => None,
+            Self::Rig(filter) => filter,
+        }
+    }
+}
+
+/// A guest's memory in MiB. Tests keep agents with small tables; this is enough for two nodes, twice.
 const MEMORY: u32 = 1536;
-const PROCESSORS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// The name of the test that loads the object.
+const VERIFIER: &str = "the_object_passes_the_verifier";
 
 /// Binaries that cannot run in a guest: one starts guests itself, the other takes a real API server.
 const ELSEWHERE: [&str; 2] = ["vm_lab", "cluster"];
@@ -72,22 +109,41 @@ pub fn init() -> Result<PathBuf> {
     built.into_iter().next().map(|artifact| artifact.executable).context("cargo names no program guest-init")
 }
 
+/// What tests that start VMs themselves find in their environment. Nothing where the kernels are not there: those tests say
+/// how to get them.
+pub fn variables() -> &'static [(&'static str, OsString)] {
+    static VARIABLES: OnceLock<Vec<(&str, OsString)>> = OnceLock::new();
+    VARIABLES.get_or_init(|| {
+        if !guests::are_there() {
+            return Vec::new();
+        }
+        match init() {
+            Ok(init) => vec![
+                (kernel::FOLDER_VARIABLE, guests::folder().into()),
+                (kernel::INIT_VARIABLE, init.into_os_string()),
+            ],
+            Err(error) => {
+                eprintln!("the program of guests cannot be built: {error:#}");
+                Vec::new()
+            }
+        }
+    })
+}
+
 /// The object against the guest's verifier, and the selected binaries.
 fn jobs(selection: Selection<'_>, artifacts: &[Artifact], vmlb: &Path) -> Result<Vec<Work>> {
     let mut jobs = Vec::new();
-    if matches!(selection, Selection::Own | Selection::Rig(None)) {
+    let filter = selection.filter();
+    if filter.is_none_or(|filter| VERIFIER.contains(filter)) {
         let this = std::env::current_exe()?;
         let words = [text(&this)?, "verify-object".to_owned(), text(&build_ebpf::path())?];
         let job = Job { folder: text(&command::workspace())?, variables: Vec::new(), words: words.to_vec() };
-        jobs.push(Work { title: "the object passes the verifier".to_owned(), job });
+        jobs.push(Work { title: VERIFIER.to_owned(), job });
     }
     for artifact in artifacts.iter().filter(|artifact| is_selected(selection, artifact)) {
-        let filter = match selection {
-            Selection::Own => None,
-            Selection::Rig(filter) => filter,
-        };
         let mut words = vec![text(&artifact.executable)?];
-        words.extend(filter.map(str::to_owned));
+        // The name of a binary stands for all of its tests.
+        words.extend(filter.filter(|filter| !artifact.target.contains(filter)).map(str::to_owned));
         words.push("--show-output".to_owned());
         let variables = [("VMLB_BINARY", vmlb), ("CARGO_MANIFEST_DIR", artifact.package.as_path())];
         let variables = variables.into_iter().map(|(name, path)| Ok(format!("{name}={}", text(path)?)));
@@ -102,6 +158,7 @@ fn is_selected(selection: Selection<'_>, artifact: &Artifact) -> bool {
     match selection {
         Selection::Own => is_for_guests(&artifact.target),
         Selection::Rig(_) if ELSEWHERE.contains(&artifact.target.as_str()) => false,
+        Selection::Rig(Some(filter)) if artifact.target.contains(filter) => true,
         Selection::Rig(filter) => holds_tests(&artifact.executable, filter),
     }
 }
@@ -125,9 +182,7 @@ fn boot(kernel: &Kernel, init: &Path, work: Vec<Work>) -> Result<Tally> {
     let (initramfs, console) = (own("initramfs"), own("console"));
     let (titles, jobs): (Vec<_>, Vec<_>) = work.into_iter().map(|work| (work.title, work.job)).unzip();
     std::fs::write(&initramfs, job::initramfs(kernel, &std::fs::read(init)?, &jobs)?)?;
-    let processors = std::thread::available_parallelism().map_or(*PROCESSORS.start(), usize::from);
-    let processors = u32::try_from(processors.clamp(*PROCESSORS.start(), *PROCESSORS.end()))?;
-    let mut machine = Machine::new(kernel, &initramfs, &console, MEMORY, processors);
+    let mut machine = Machine::new(kernel, &initramfs, &console, MEMORY);
     machine.report().share(Path::new("/"), job::HOST);
     let tally = emulator::run(&machine, &kernel.release, &titles, &console);
     std::fs::remove_file(&initramfs)?;

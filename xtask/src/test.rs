@@ -76,6 +76,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.filter.is_none() {
         tally += verifier_budget();
+        if let Err(error) = guests::ready_for_tests() {
+            println!("guests: {error:#}; what takes them is skipped");
+        }
     }
     for package in &PACKAGES {
         let mut cargo = command::cargo();
@@ -159,10 +162,14 @@ fn run_binary(
     filter: Option<&str>,
 ) -> Result<(Tally, Outcomes)> {
     println!("\n{} {}", package.name, artifact.target);
-    let variables = [("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
+    let mut variables =
+        vec![("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
     let mut command = match package.rights {
         Rights::Own => Command::new(&artifact.executable),
-        Rights::Root => command::as_root(&artifact.executable, variables)?,
+        Rights::Root => {
+            variables.extend(guest::variables().iter().map(|(name, value)| (*name, value.as_os_str())));
+            command::as_root(&artifact.executable, variables.iter().copied())?
+        }
     };
     command.envs(variables).args(filter).arg("--show-output");
     command.current_dir(&artifact.package).stdout(Stdio::piped());

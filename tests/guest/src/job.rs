@@ -14,6 +14,9 @@ use crate::modules;
 /// The tag under which the machine's root is exported to the guest.
 pub const HOST: &str = "host";
 
+/// The variable that jobs find set: what a guest's kernel is there for must not be skipped.
+pub const IN_GUEST: &str = "VMLB_IN_GUEST";
+
 /// Where the archive keeps jobs.
 pub const FOLDER: &str = "jobs";
 

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use crate::archive::Archive;
 use crate::kernel::Kernel;
 
-/// Where the archive keeps modules; their names begin with their place in the order of loading.
+/// Where the archive keeps modules; their names begin with their place in the order of loading, and their suffixes tell whether
+/// they are compressed.
 pub const FOLDER: &str = "modules";
 
 /// Puts the modules `names` and what they need into `archive`, in the order in which they can be loaded. What the kernel
@@ -23,7 +24,7 @@ pub fn add(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Result<()>
     archive.folder(FOLDER);
     for (number, path) in order.iter().enumerate() {
         let module = fs::read(folder.join(path)).with_context(|| format!("reading module {path}"))?;
-        archive.file(&format!("{FOLDER}/{number:02}-{}", stem(path)), &module);
+        archive.file(&format!("{FOLDER}/{number:02}-{}", file_name(path)), &module);
     }
     Ok(())
 }
@@ -52,10 +53,13 @@ fn order(dependencies: &str, builtin: &str, names: &[&str]) -> Result<Vec<String
     Ok(order)
 }
 
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 /// The file's name without folders and suffixes.
 fn stem(path: &str) -> &str {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    name.split('.').next().unwrap_or(name)
+    file_name(path).split('.').next().unwrap_or(path)
 }
 
 /// Whether the module at `path` has that name; files write `-` where names have `_`, or not.

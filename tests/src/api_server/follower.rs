@@ -1,7 +1,7 @@
 //! The agent's control plane at the end of a watch of the API server: the real source, the real [`Sync`], and tables that
 //! count what is written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -212,6 +212,28 @@ impl<T: Tables> Follower<T> {
             }
             ensure!(start.elapsed() < patience, "not within {patience:?}: {what}; {:?}", self.board.states());
         }
+    }
+
+    /// Follows until the tables mean `wanted`; returns how long that took. Bits of the gate may stay longer than what set
+    /// them, for the sake of flows, until somebody has looked whether there are any.
+    pub fn until_current(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        wanted: &BTreeSet<String>,
+        meaning: impl Fn(&T) -> BTreeSet<String>,
+    ) -> Result<Duration> {
+        let took = self.until(patience, what, |follower| {
+            let found = meaning(&follower.tables.tables);
+            found.symmetric_difference(wanted).all(|line| line.starts_with("gate "))
+        })?;
+        if meaning(&self.tables.tables) != *wanted {
+            self.settle()?;
+        }
+        let found = meaning(&self.tables.tables);
+        let wrong: Vec<&String> = found.symmetric_difference(wanted).collect();
+        ensure!(wrong.is_empty(), "{what}: {wrong:#?}");
+        Ok(took)
     }
 
     /// Lets graces and ids of the past end.

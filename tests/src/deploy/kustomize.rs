@@ -59,7 +59,7 @@ fn apply(object: &mut Value, operation: &Value) -> Result<()> {
         ("add", Value::Array(list)) if last == "-" => list.push(value),
         ("add", Value::Object(map)) => drop(map.insert(last.to_owned(), value)),
         ("replace", Value::Object(map)) => {
-            drop(map.insert(last.to_owned(), value).context("nothing to replace")?)
+            *map.get_mut(last).context("nothing to replace")? = value;
         }
         ("remove", Value::Object(map)) => drop(map.remove(last).context("nothing to remove")?),
         (other, _) => bail!("{other:?} is not known here"),

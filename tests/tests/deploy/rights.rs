@@ -142,6 +142,27 @@ fn without_a_right_the_agent_names_it_and_follows_everything_else() -> Result<()
 }
 
 #[test]
+fn without_the_right_to_make_events_the_agent_says_so() -> Result<()> {
+    let stage = Stage::set("no-events")?;
+    stage.server.behave(|faults| faults.forbidden = vec![("create", "events")]);
+    let access = stage.access()?;
+    let events = stage.runtime.block_on(async { Events::start(access, NODE) });
+    let wait = |is_refused: bool| -> Result<String> {
+        events.tell(&[warning("Service a/s", "is odd")]);
+        let start = Instant::now();
+        while events.refusal().is_some() != is_refused {
+            ensure!(start.elapsed() < SOON, "{:?}", events.refusal());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(events.refusal().unwrap_or_default())
+    };
+    let said = wait(true)?;
+    ensure!(said.contains("grant create on events of events.k8s.io"), "{said}");
+    stage.server.behave(|faults| faults.forbidden = Vec::new());
+    wait(false).map(drop)
+}
+
+#[test]
 fn what_was_known_stays_when_a_right_is_taken_away() -> Result<()> {
     let stage = Stage::set("kept")?;
     let mut follower = stage.follow()?;

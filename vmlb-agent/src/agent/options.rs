@@ -10,6 +10,7 @@ use super::source::SourceFlags;
 use crate::http;
 use crate::interface::flag::DeviceFlag;
 use crate::loader::Sizes;
+use crate::logging;
 use crate::pins::DEFAULT_ROOT;
 use crate::serving::Serving;
 use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
@@ -68,6 +69,9 @@ pub struct Options {
     /// Time between two looks at what netlink may not have told
     #[arg(long, hide = true, value_name = "TIME", default_value = "15s", value_parser = settings::duration)]
     pub review_interval: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub logging: logging::LogFlags,
     /// Attach TC programs by clsact filters even where there is TCX
     #[arg(long, hide = true)]
     pub clsact: bool,

@@ -84,6 +84,11 @@ impl Source {
         }
     }
 
+    /// Why nobody can be told; `None`: everybody can.
+    pub fn refusal(&self) -> Option<String> {
+        self.told.as_ref().and_then(Events::refusal)
+    }
+
     /// How the watches of the API server are; none for manifests.
     pub fn watches(&self) -> Vec<WatchState> {
         self.board.iter().flat_map(Board::states).collect()

@@ -64,10 +64,10 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether it is a matter of rights.
+    /// Whether it is a matter of rights. Quotas and other admission answer 403 too, in other words.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
-        self.code == 403 && self.reason == "Forbidden"
+        self.code == 403 && self.message.contains(" cannot ")
     }
 
     /// Whether a webhook of the cluster cannot rehearse; what it says tells nothing about the real write.
@@ -114,7 +114,8 @@ impl Cluster {
     /// When there is no configuration, or it cannot be used.
     pub async fn open(flags: &ClusterFlags) -> anyhow::Result<Self> {
         let which = Flags { kubeconfig: flags.kubeconfig.clone(), context: flags.context.clone() };
-        let access = Access::open(which).await?;
+        let access =
+            Access::open(which).await.context("no cluster to ask; name one by --kubeconfig or --context")?;
         let namespace = flags.namespace.clone().unwrap_or_else(|| access.namespace().to_owned());
         let (_, client) = access.client();
         Ok(Self { client, namespace })

@@ -50,14 +50,7 @@ pub fn run(machine: &Machine, release: &str, titles: &[String], console: &Path) 
     command.args(machine.arguments()).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut emulator = Emulator(command.spawn().context("cannot start QEMU")?);
     let lines = lines(&mut emulator)?;
-    let mut report = Report {
-        release,
-        titles,
-        reader: Reader::default(),
-        ended: 0,
-        tally: Tally::default(),
-        broken: None,
-    };
+    let mut report = Report::new(release, titles);
     let mut patience = BOOT;
     loop {
         match lines.recv_timeout(patience) {
@@ -96,7 +89,11 @@ fn lines(emulator: &mut Emulator) -> Result<Receiver<Line>> {
     Ok(receiver)
 }
 
-impl Report<'_> {
+impl<'a> Report<'a> {
+    fn new(release: &'a str, titles: &'a [String]) -> Self {
+        Self { release, titles, reader: Reader::default(), ended: 0, tally: Tally::default(), broken: None }
+    }
+
     fn take(&mut self, line: Line) {
         match line {
             Line::Ready(_) => {}
@@ -128,5 +125,46 @@ impl Report<'_> {
         println!("the guest ended after {} of {} jobs: {why}", self.ended, self.titles.len());
         println!("its kernel's last words:\n{}", machine::last_words(console, 30));
         self.tally
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is counted after `lines` of a guest that was given two jobs.
+    fn counted(lines: &[Line]) -> Tally {
+        let titles = ["first".to_owned(), "second".to_owned()];
+        let mut report = Report::new("6.1.0-1-amd64", &titles);
+        lines.iter().cloned().for_each(|line| report.take(line));
+        report.finish(Path::new("/nonexistent"))
+    }
+
+    fn output(text: &str) -> Line {
+        Line::Output(text.to_owned())
+    }
+
+    #[test]
+    fn what_jobs_print_is_counted_as_if_they_ran_here() {
+        let first = output("test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+        let second = output("test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
+        let skip = output("SKIPPED: a_test: no SCTP");
+        let lines =
+            [Line::Begin(0), skip, first, Line::End(0, true), Line::Begin(1), second, Line::End(1, false)];
+        assert_eq!(counted(&lines), Tally { passed: 2, failed: 1, skipped: 2 });
+    }
+
+    #[test]
+    fn a_guest_that_does_not_come_to_its_last_job_is_a_failure() {
+        assert_eq!(counted(&[]), Tally::one_failed());
+        let first = [Line::Begin(0), Line::End(0, true)];
+        assert_eq!(counted(&first), Tally { passed: 1, failed: 1, skipped: 0 });
+    }
+
+    #[test]
+    fn a_guest_that_says_it_is_broken_is_a_failure() {
+        let broken = Line::Broken("no 9P".to_owned());
+        let lines = [Line::Begin(0), Line::End(0, true), Line::Begin(1), Line::End(1, true), broken];
+        assert_eq!(counted(&lines), Tally { passed: 2, failed: 1, skipped: 0 });
     }
 }

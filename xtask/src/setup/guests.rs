@@ -51,6 +51,12 @@ pub fn ready_for_tests() -> Result<Vec<Kernel>> {
     [kernel::FULL, kernel::CLOUD].into_iter().map(ready).collect()
 }
 
+/// Whether everything is there.
+pub fn are_there() -> bool {
+    let kernels = [kernel::FULL, kernel::CLOUD].iter().all(|name| Kernel::at(&folder().join(name)).is_some());
+    kernels && COMMANDS.iter().all(|need| packages::locate(need).is_some())
+}
+
 /// Prints what is there, one line a thing; whether it is all.
 pub fn check() -> bool {
     let mut complete = true;

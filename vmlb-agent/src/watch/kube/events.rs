@@ -3,6 +3,7 @@
 //! that it is there once, whoever was first. Nothing waits for Events, and without the right to make them the agent goes on.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use form_urlencoded::Serializer;
@@ -26,24 +27,37 @@ const NOTE: usize = 1000;
 /// Who says so.
 const CONTROLLER: &str = "vmlb.io/agent";
 
+/// How what [`Events::refusal`] says begins.
+pub const NONE_MADE: &str = "no Events are made";
+
 /// Where warnings are handed in.
 #[derive(Debug)]
-pub struct Events(mpsc::Sender<Warning>);
+pub struct Events {
+    warnings: mpsc::Sender<Warning>,
+    refusal: Arc<Mutex<Option<String>>>,
+}
 
 impl Events {
     /// Begins to make Events of what is handed in. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(access: Access, node: &str) -> Self {
         let (sender, warnings) = mpsc::channel(WAITING);
-        let reporter = Reporter { access, node: node.to_owned(), was_refused: false };
+        let refusal = Arc::default();
+        let reporter = Reporter { access, node: node.to_owned(), refusal: Arc::clone(&refusal) };
         tokio::spawn(reporter.run(warnings));
-        Self(sender)
+        Self { warnings: sender, refusal }
+    }
+
+    /// Why the API server takes none, and what to do about it; `None`: it does, or there was nothing to say yet.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Hands in warnings that have just appeared. Does not wait.
     pub fn tell(&self, warnings: &[Warning]) {
         for warning in warnings {
-            if let Err(error) = self.0.try_send(warning.clone()) {
+            if let Err(error) = self.warnings.try_send(warning.clone()) {
                 tracing::debug!("no Event of it: {error}");
                 return;
             }
@@ -54,11 +68,11 @@ impl Events {
 struct Reporter {
     access: Access,
     node: String,
-    was_refused: bool,
+    refusal: Arc<Mutex<Option<String>>>,
 }
 
 impl Reporter {
-    async fn run(mut self, mut warnings: mpsc::Receiver<Warning>) {
+    async fn run(self, mut warnings: mpsc::Receiver<Warning>) {
         while let Some(warning) = warnings.recv().await {
             let Some(subject) = Subject::read(&warning.object) else { continue };
             let (_, client) = self.access.client();
@@ -68,26 +82,33 @@ impl Reporter {
             let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
             let request = Request::post(path).header("content-type", "application/json");
             match ask(&client, request, event.to_string().into_bytes()).await {
-                Ok(_) => self.was_refused = false,
+                Ok(_) => drop(self.set_refusal(None)),
                 Err(error) => self.note(&error),
             }
         }
     }
 
     /// Says once that Events are not taken.
-    fn note(&mut self, error: &kube::Error) {
+    fn note(&self, error: &kube::Error) {
         match error {
             // Another node has said it, or this one before.
             kube::Error::Api(status) if status.code == 409 => {}
-            kube::Error::Api(status) if status.code == 403 && !self.was_refused => {
-                self.was_refused = true;
-                tracing::warn!(
-                    "no Events are made ({}); grant create on events of events.k8s.io by a ClusterRole",
+            kube::Error::Api(status) if status.code == 403 => {
+                let refusal = format!(
+                    "{NONE_MADE} ({}); grant create on events of events.k8s.io by a ClusterRole",
                     status.message
                 );
+                if self.set_refusal(Some(refusal.clone())).is_none() {
+                    tracing::warn!("{refusal}");
+                }
             }
             error => tracing::debug!("no Event: {error:#}"),
         }
+    }
+
+    /// Returns what was said before.
+    fn set_refusal(&self, refusal: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.refusal.lock().unwrap_or_else(PoisonError::into_inner), refusal)
     }
 }
 

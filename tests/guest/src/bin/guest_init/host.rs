@@ -119,7 +119,10 @@ fn load_on_demand(tree: &str) -> Result<()> {
 
 /// Runs a job to its end, passing on its lines; whether it ended well.
 fn carry_out(mut command: Command, report: &Mutex<File>) -> Result<bool> {
-    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+    command
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .env(job::IN_GUEST, "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     let output = child.stdout.take().context("a pipe was asked for")?;
