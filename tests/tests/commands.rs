@@ -146,6 +146,7 @@ fn backends(node: &Node) -> Result<()> {
         );
         ensure!(backend["addresses"].as_array().is_some_and(|addresses| addresses.len() == 2), "{backend}");
         ensure!(backend["targets"].as_array().is_some_and(|targets| targets.len() == 6), "{backend}");
+        ensure!(backend["weight"] == 100, "{backend}");
         // Alone in one Service, one of two in another.
         ensure!(backend["share"].as_f64().is_some_and(|share| (50.0..90.0).contains(&share)), "{backend}");
         ensure!(backend["flows"] == flows && backend["traffic"]["newFlows"] == flows, "{backend}");

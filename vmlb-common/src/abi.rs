@@ -741,10 +741,10 @@ pub struct BackendName {
     pub node: [u8; 64],
     /// 1: a VM; 0: a plain pod.
     pub vm: u8,
+    /// Its weight, 0 to 100.
+    pub weight: u8,
     /// Zero.
-    pub pad: u8,
-    /// Zero.
-    pub pad2: u16,
+    pub pad: u16,
 }
 
 /// A next hop that the agent asked the kernel to keep fresh (`NTF_EXT_MANAGED`); key of map `neighbours`.

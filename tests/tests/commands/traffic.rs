@@ -19,8 +19,8 @@ fn name(uid: u8, node: u8) -> Change {
         name: [b'b'; 64],
         node: [node; 64],
         vm: 1,
+        weight: 100,
         pad: 0,
-        pad2: 0,
     };
     Change::Put(Record::BackendName(ID, name))
 }

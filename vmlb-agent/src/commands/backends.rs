@@ -26,8 +26,8 @@ use crate::settings::text;
   vmlb backends --watch 5
   vmlb backends --output json | jq '.[] | select(.flows > 0) | .name'
 
-SHARE is a backend's part of the selection tables it is in, so of new flows to their Services (percent); one that finishes
-what it has, has none. FLOWS are those open now, NEW those since the backend came, PACKETS and BYTES in both directions (IP
+WEIGHT is what the VM asks for by annotation, 100 without it; SHARE is a backend's part of the selection tables it is in, so
+of new flows to their Services (percent); one that finishes what it has, has none. FLOWS are those open now, NEW those since the backend came, PACKETS and BYTES in both directions (IP
 headers included)."))]
 pub struct Options {
     #[command(flatten)]
@@ -49,6 +49,8 @@ struct BackendRow {
     /// Where it is now; none: it is gone, flows may still name it.
     addresses: Vec<IpAddr>,
     targets: Vec<TargetRow>,
+    /// 0 to 100; 0: no new flows.
+    weight: u8,
     slots: usize,
     /// Percent of the tables it is in.
     share: f64,
@@ -123,6 +125,7 @@ impl Reader {
             node: text(&name.node),
             addresses: self.addresses.remove(&id).unwrap_or_default(),
             targets,
+            weight: name.weight,
             slots: slots.own,
             share: percent(slots.own, slots.all),
             flows: self.flows.get(&id).copied().unwrap_or(0),
@@ -184,6 +187,7 @@ impl Row for BackendRow {
             "NODE",
             "ADDRESSES",
             "TARGETS",
+            "WEIGHT",
             "SHARE",
             "FLOWS",
             "NEW",
@@ -216,6 +220,7 @@ impl Row for BackendRow {
             self.node.clone(),
             addresses.join(","),
             few(&targets, most),
+            self.weight.to_string(),
             format!("{:.1}", self.share),
             self.flows.to_string(),
             traffic.new_flows.to_string(),

@@ -23,6 +23,8 @@ pub struct BackendView {
     pub node: Option<Arc<str>>,
     /// Whether that is this node.
     pub is_local: bool,
+    /// How much of the new flows it gets beside others.
+    pub weight: u32,
     /// Its present address of each family.
     pub addresses: Vec<IpAddr>,
     /// Every address it may answer from, those of a migration's other side included.
@@ -70,6 +72,7 @@ pub fn view(index: &Index, here: &Here, identity: &Identity, listings: &[&Listin
         name,
         is_vm: pod.is_some_and(|pod| pod.vm.is_some()),
         is_local: node.as_deref() == Some(&*here.node),
+        weight: index.weight(identity),
         node,
         claims: claims(here, identity, &pods, listings),
         addresses,

@@ -34,8 +34,8 @@ pub(super) fn backend_name(identity: &Identity, view: &BackendView) -> BackendNa
         name: padded(&view.name),
         node: padded(view.node.as_deref().unwrap_or_default()),
         vm: u8::from(view.is_vm),
+        weight: u8::try_from(view.weight).unwrap_or(u8::MAX),
         pad: 0,
-        pad2: 0,
     }
 }
 
@@ -90,6 +90,7 @@ mod tests {
             is_local: false,
             addresses: Vec::new(),
             claims: Vec::new(),
+            weight: 100,
         };
         assert_eq!(identity_of(&backend_name(&identity, &view)), identity);
     }

@@ -114,12 +114,13 @@ impl Memory {
             line(
                 out,
                 &format!(
-                    "backend {id} {} {}/{} uid {} node {}{}",
+                    "backend {id} {} {}/{} uid {} node {}{}{}",
                     if name.vm == 1 { "vm" } else { "pod" },
                     text(&name.namespace),
                     text(&name.name),
                     text(&name.uid),
                     if name.node[0] == 0 { "-".to_owned() } else { text(&name.node) },
+                    if name.weight == 100 { String::new() } else { format!(" weight {}", name.weight) },
                     if present.is_empty() { " gone".to_owned() } else { present.concat() },
                 ),
             );
