@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::Kind;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Tables};
@@ -69,10 +70,12 @@ pub fn run(services: usize, endpoints: usize) -> Figures {
         frontends: count,
         pods: count,
         targets: count,
+        eligible: count,
+        ranges: count,
     };
     let mut tables = Memory::new(capacity);
     let begin = || {
-        let mut sync = Sync::new("n0", NodePortAddresses::default());
+        let mut sync = Sync::new("n0", Serving::default());
         sync.facts(facts.clone());
         for event in events.clone() {
             sync.apply(event);

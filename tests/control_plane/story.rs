@@ -1,25 +1,36 @@
 //! A golden story: steps and what is in the maps after them, in one file.
 //!
-//! A line `-- word arguments --` begins a section. Sections that do something: `node NAME [flag]`, `capacity
+//! A line `-- word arguments --` begins a section. Sections that do something: `node NAME [flag...]`, `capacity
 //! KEY=N...`, `addresses A...` (a star marks a main one), `device INDEX A...` (a device with SNAT addresses), `snat
 //! A-B`, `write FILE` (its body is the file; `@MEGABYTE@` in it stands for a million letters), `octets FILE HEX...`,
-//! `remove FILE`, `flows ID...`, `wait SECONDS`, `fail N` (the N+1st change from now on fails), `mend`, `restart`.
+//! `remove FILE`, `flows NAME...` (what flows name), `wait SECONDS`, `fail N` (the N+1st change from now on fails), `mend`, `restart`.
 //! Sections whose body is compared, and rewritten when `UPDATE_GOLDEN` is set: `dump`, `warnings`, `services`, `writes`
 //! (changes since the last such section).
 
 use std::fmt::Write;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use clap::Parser;
+use vmlb_agent::desired::Frontend;
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, address4, address6};
+use vmlb_agent::tables::{Capacity, InFlows, address4, address6};
 use vmlb_agent::watch::manifests::Manifests;
-use vmlb_common::abi::{Device, DeviceFlags, PortRange};
+use vmlb_common::abi::{Device, DeviceFlags, PortRange, TargetKey};
+use vmlb_common::wire::Protocol;
+
+/// The agent's flags that a story can give.
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    serving: Serving,
+}
 
 /// A section of the file.
 struct Section {
@@ -88,7 +99,7 @@ impl Drop for Directory {
 
 struct Stage<'a> {
     directory: &'a Path,
-    node: (String, NodePortAddresses),
+    node: (String, Serving),
     manifests: Manifests,
     sync: Sync,
     facts: NodeFacts,
@@ -100,7 +111,7 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(directory: &'a Path) -> anyhow::Result<Self> {
-        let node = ("n1".to_owned(), NodePortAddresses::default());
+        let node = ("n1".to_owned(), Serving::default());
         let address = NodeAddress { address: "192.0.2.1".parse()?, ifindex: 2, primary: true };
         Ok(Self {
             directory,
@@ -118,9 +129,9 @@ impl<'a> Stage<'a> {
     fn play(&mut self, head: &str, body: &str) -> anyhow::Result<Option<String>> {
         let words: Vec<&str> = head.split_whitespace().collect();
         match words[..] {
-            ["node", name, ref flag @ ..] => {
-                let flag = flag.first().map_or(Ok(NodePortAddresses::default()), |flag| flag.parse())?;
-                self.node = (name.to_owned(), flag);
+            ["node", name, ref flags @ ..] => {
+                self.node =
+                    (name.to_owned(), Flags::try_parse_from(["vmlb"].iter().chain(flags).copied())?.serving);
                 self.restart();
             }
             ["capacity", ref sizes @ ..] => self.tables = Memory::new(capacity(sizes)?),
@@ -139,9 +150,8 @@ impl<'a> Stage<'a> {
                 fs::write(self.directory.join(file), octets?)?;
             }
             ["remove", file] => fs::remove_file(self.directory.join(file))?,
-            ["flows", ref ids @ ..] => {
-                let ids: Result<Vec<u32>, _> = ids.iter().map(|id| id.parse()).collect();
-                self.tables.set_flows(ids?);
+            ["flows", ref names @ ..] => {
+                self.tables.set_flows(in_flows(names)?);
             }
             ["wait", seconds] => self.now += Duration::from_secs(seconds.parse()?),
             ["fail", changes] => self.tables.fail_after(Some(changes.parse()?)),
@@ -243,9 +253,38 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// What flows name: a backend's id, a frontend as in `192.0.2.1:80/TCP`, a target as in `1:8080/TCP`.
+fn in_flows(names: &[&str]) -> anyhow::Result<InFlows> {
+    let mut in_flows = InFlows::default();
+    for name in names {
+        let Some((name, protocol)) = name.split_once('/') else {
+            in_flows.backends.insert(name.parse()?);
+            continue;
+        };
+        let protocol = if protocol == "UDP" { Protocol::UDP } else { Protocol::TCP };
+        if let Ok(socket) = name.parse::<SocketAddr>() {
+            let frontend = Frontend { address: socket.ip(), port: socket.port(), protocol };
+            in_flows.frontends.insert(frontend);
+        } else {
+            let (backend, port) = name.split_once(':').context("ID:PORT/PROTOCOL")?;
+            let (backend, port) = (backend.parse()?, port.parse()?);
+            in_flows.targets.insert(TargetKey { backend, port, protocol: protocol.number(), pad: 0 });
+        }
+    }
+    Ok(in_flows)
+}
+
 fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
-    let mut capacity =
-        Capacity { services: 64, slots: 1 << 16, backends: 64, frontends: 64, pods: 128, targets: 256 };
+    let mut capacity = Capacity {
+        services: 64,
+        slots: 1 << 16,
+        backends: 64,
+        frontends: 64,
+        pods: 128,
+        targets: 256,
+        eligible: 256,
+        ranges: 64,
+    };
     for size in sizes {
         let (key, number) = size.split_once('=').context("KEY=N")?;
         let number = number.parse()?;
@@ -256,6 +295,8 @@ fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
             "frontends" => capacity.frontends = number,
             "pods" => capacity.pods = number,
             "targets" => capacity.targets = number,
+            "eligible" => capacity.eligible = number,
+            "ranges" => capacity.ranges = number,
             _ => bail!("no such size"),
         }
     }

@@ -5,28 +5,33 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::desired::Frontend;
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::plan::text_of;
+use vmlb_agent::serving::{Serving, SourceRanges};
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, Change, Record, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables, address4, address6};
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::{Service, Target};
+use vmlb_common::abi::{Gate, Service, Target, TargetKey};
+use vmlb_common::wire::Protocol;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// A Service appears or changes.
-    Service { name: u8, node_port: u8, policy: bool, algorithm: bool, balancer: bool, created: u8 },
+    Service { name: u8, node_port: u8, policy: bool, algorithm: bool, kind: u8, created: u8, clients: u8 },
     /// A slice appears or changes: a family, a Service, endpoints.
     Slice { name: u8, service: u8, v6: bool, endpoints: Vec<(u8, u8)> },
     /// A pod appears or changes.
-    Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8 },
+    Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8, weight: u8 },
     /// An object goes.
     Delete { kind: u8, name: u8 },
     /// The node's addresses change.
     Addresses { first: bool, second: bool },
+    /// A client has a flow by one of the frontends that are served, and none by the others.
+    Flow { frontend: u8 },
     /// What has happened is written.
     Write,
     /// The write after so many changes fails, and so do all until something is written again.
@@ -37,28 +42,37 @@ pub enum Step {
 
 /// Any step.
 pub fn step() -> impl Strategy<Value = Step> {
-    let service = (0u8..4, 0u8..4, any::<(bool, bool, bool)>(), 0u8..3).prop_map(
-        |(name, node_port, (policy, algorithm, balancer), created)| Step::Service {
+    let service = (0u8..4, 0u8..4, any::<(bool, bool)>(), 0u8..5, 0u8..3, 0u8..12).prop_map(
+        |(name, node_port, (policy, algorithm), kind, created, clients)| Step::Service {
             name,
             node_port,
             policy,
             algorithm,
-            balancer,
+            kind,
             created,
+            clients,
         },
     );
     let endpoints = proptest::collection::vec((0u8..6, 0u8..4), 0..5);
     let slice = (0u8..6, 0u8..4, any::<bool>(), endpoints)
         .prop_map(|(name, service, v6, endpoints)| Step::Slice { name, service, v6, endpoints });
-    let pod = (0u8..6, 0u8..5, 0u8..8, 0u8..2, 0u8..7).prop_map(|(name, vm, finished, node, address)| {
-        Step::Pod { name, vm, finished: finished == 0, node, address }
-    });
+    let pod = (0u8..6, 0u8..5, 0u8..8, 0u8..2, 0u8..7, 0u8..8).prop_map(
+        |(name, vm, finished, node, address, weight)| Step::Pod {
+            name,
+            vm,
+            finished: finished == 0,
+            node,
+            address,
+            weight,
+        },
+    );
     prop_oneof![
         4 => service,
         6 => slice,
         6 => pod,
         4 => (0u8..3, 0u8..6).prop_map(|(kind, name)| Step::Delete { kind, name }),
         1 => any::<(bool, bool)>().prop_map(|(first, second)| Step::Addresses { first, second }),
+        2 => (0u8..8).prop_map(|frontend| Step::Flow { frontend }),
         6 => Just(Step::Write),
         2 => (0u8..40).prop_map(|after| Step::Fail { after }),
         1 => Just(Step::Restart),
@@ -88,12 +102,16 @@ impl World {
                 self.addresses.insert(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));
                 return Vec::new();
             }
-            Step::Service { name, node_port, policy, algorithm, balancer, created } => {
-                service(*name, *node_port, [*policy, *algorithm, *balancer], *created)
+            Step::Service { name, node_port, policy, algorithm, kind, created, clients } => {
+                let mut object = service(*name, *node_port, [*policy, *algorithm], *kind, *created);
+                constrain(&mut object, *clients);
+                object
             }
             Step::Slice { name, service, v6, endpoints } => slice(*name, *service, *v6, endpoints),
-            Step::Pod { name, vm, finished, node, address } => pod(*name, *vm, *finished, *node, *address),
-            Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
+            Step::Pod { name, vm, finished, node, address, weight } => {
+                pod(*name, *vm, *finished, *node, *address, *weight)
+            }
+            Step::Flow { .. } | Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
         };
         let events = events(&object);
         for event in &events {
@@ -131,7 +149,8 @@ impl World {
 
     /// A control plane that knows this world and has written nothing.
     pub fn sync(&self, turn: usize) -> Sync {
-        let mut sync = Sync::new("n0", NodePortAddresses::default());
+        let serving = Serving { external_ips: true, source_ranges: SourceRanges::All, ..Serving::default() };
+        let mut sync = Sync::new("n0", serving);
         sync.facts(self.facts());
         for event in self.all(turn) {
             sync.apply(event);
@@ -157,8 +176,13 @@ fn stamp(created: u8) -> String {
     format!("2026-11-20T10:00:{created:02}Z")
 }
 
-fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], created: u8) -> Value {
-    let ingress = if balancer { json!([{"ip": format!("203.0.113.{}", node_port % 2)}]) } else { json!([]) };
+fn service(name: u8, node_port: u8, [policy, random]: [bool; 2], kind: u8, created: u8) -> Value {
+    let kind = ["NodePort", "NodePort", "LoadBalancer", "LoadBalancer", "ClusterIP"][usize::from(kind)];
+    let ingress = if kind == "LoadBalancer" {
+        json!([{"ip": format!("203.0.113.{}", node_port % 2)}, {"ip": "2001:db8:5::5"}])
+    } else {
+        json!([])
+    };
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -166,8 +190,9 @@ fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], creat
             "annotations": {"vmlb.io/algorithm": if random { "random" } else { "maglev" }},
         },
         "spec": {
-            "type": if balancer { "LoadBalancer" } else { "NodePort" },
+            "type": kind,
             "externalTrafficPolicy": if policy { "Local" } else { "Cluster" },
+            "externalIPs": if node_port == 3 { json!(["198.51.100.7"]) } else { json!([]) },
             "ports": [
                 {"name": "x", "port": 80, "nodePort": 30000 + i32::from(node_port)},
                 {"name": "y", "port": 53, "protocol": "UDP", "nodePort": 30000 + i32::from(node_port)},
@@ -175,6 +200,21 @@ fn service(name: u8, node_port: u8, [policy, random, balancer]: [bool; 3], creat
         },
         "status": {"loadBalancer": {"ingress": ingress}},
     })
+}
+
+/// What a Service may say of its clients.
+fn constrain(service: &mut Value, clients: u8) {
+    let spec = &mut service["spec"];
+    if clients % 3 == 1 {
+        spec["sessionAffinity"] = "ClientIP".into();
+        spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10 * u32::from(clients)}});
+    }
+    spec["loadBalancerSourceRanges"] = match clients / 3 {
+        0 => json!([]),
+        1 => json!([" 10.0.0.0/8", "10.1.1.1/8"]),
+        2 => json!(["10.1.0.0/16", "2001:db8::/32"]),
+        _ => json!(["2001:db8::/32", "nowhere"]),
+    };
 }
 
 fn address(v6: bool, pod: u8) -> String {
@@ -205,7 +245,11 @@ fn slice(name: u8, service: u8, v6: bool, endpoints: &[(u8, u8)]) -> Value {
     })
 }
 
-fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8) -> Value {
+fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8, weight: u8) -> Value {
+    // Half of them say nothing, one is wrong.
+    let weights =
+        [json!({"vmlb.io/weight": "0"}), json!({"vmlb.io/weight": "50"}), json!({"vmlb.io/weight": "x"})];
+    let annotations = weights.get(usize::from(weight)).cloned().unwrap_or(json!({}));
     let labels = if vm < 3 {
         json!({"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": format!("vmi-{vm}"), "vm.kubevirt.io/name": format!("vm{vm}")})
     } else {
@@ -213,7 +257,7 @@ fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8) -> Value {
     };
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("p{name}"), "namespace": "a", "uid": format!("uid-{name}"), "labels": labels, "creationTimestamp": stamp(name)},
+        "metadata": {"name": format!("p{name}"), "namespace": "a", "uid": format!("uid-{name}"), "labels": labels, "annotations": annotations, "creationTimestamp": stamp(name)},
         "spec": {"nodeName": format!("n{node}")},
         "status": {
             "phase": if finished { "Succeeded" } else { "Running" },
@@ -235,7 +279,40 @@ impl Watched {
             frontends: 256,
             pods: 256,
             targets: 512,
+            eligible: 512,
+            ranges: 256,
         }))
+    }
+
+    /// A flow by one of the frontends, to whatever its first slot holds.
+    pub fn open(&mut self, number: u8) {
+        let served: Vec<_> = self.0.served().into_iter().filter(|(_, met)| !met.slots.is_empty()).collect();
+        let mut flows = InFlows::default();
+        if !served.is_empty() {
+            let ((address, port, protocol), met) = &served[usize::from(number) % served.len()];
+            let Target { backend, port: target, .. } = met.slots[0];
+            flows.backends.insert(backend);
+            flows.targets.insert(TargetKey { backend, port: target, protocol: *protocol, pad: 0 });
+            let protocol = Protocol::new(*protocol);
+            flows.frontends.insert(Frontend { address: *address, port: *port, protocol });
+        }
+        self.0.set_flows(flows);
+    }
+
+    /// A flow that is there and that the gate keeps out.
+    fn shut_out(&self) -> Option<String> {
+        let flows = self.0.in_flows().unwrap_or_default();
+        let hash = |address: IpAddr| match address {
+            IpAddr::V4(address) => Gate::hash(&address4(address)),
+            IpAddr::V6(address) => Gate::hash(&address6(address)),
+        };
+        let passes = |frontend: &&Frontend| {
+            self.0.gate(Gate::FRONTEND_PORTS, frontend.port)
+                && self.0.gate(Gate::FRONTEND_ADDRESSES, hash(frontend.address))
+        };
+        let frontend = flows.frontends.iter().find(|frontend| !passes(frontend));
+        let target = flows.targets.iter().find(|target| !self.0.gate(Gate::TARGET_PORTS, target.port));
+        frontend.map(|frontend| format!("{frontend:?}")).or(target.map(|target| format!("{target:?}")))
     }
 }
 
@@ -259,6 +336,8 @@ impl Tables for Watched {
             self.0.write(std::slice::from_ref(change))?;
             let fault = self.0.fault().filter(|_| !had_fault);
             assert!(fault.is_none(), "after {change:?}: {}", fault.unwrap_or_default());
+            let shut_out = self.shut_out();
+            assert!(shut_out.is_none(), "after {change:?} the gate is shut for a flow of {shut_out:?}");
             let shows = matches!(
                 change,
                 Change::Put(
@@ -276,8 +355,8 @@ impl Tables for Watched {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        self.0.backends_in_flows()
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        self.0.in_flows()
     }
 }
 
@@ -308,13 +387,18 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
             .flatten()
             .map(|target| format!("{}:{}", name(&target.backend), target.port))
             .collect();
-        format!("{text} flags {} of {} {held:?}", service.flags, service.selection.size)
+        let (flags, affinity) = (service.flags, service.affinity);
+        format!("{text} flags {flags} affinity {affinity} of {} {held:?}", service.selection.size)
     };
     let mut said = BTreeSet::new();
     for record in &records {
         said.insert(match record {
-            Record::Frontend4(key, value) => format!("frontend {key:?} {}", served(&value.service)),
-            Record::Frontend6(key, value) => format!("frontend {key:?} {}", served(&value.service)),
+            Record::Frontend4(key, value) => {
+                format!("frontend {key:?} {} {}", value.flags, served(&value.service))
+            }
+            Record::Frontend6(key, value) => {
+                format!("frontend {key:?} {} {}", value.flags, served(&value.service))
+            }
             Record::Backend4(id, backend) => {
                 format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
             }
@@ -325,6 +409,18 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
             Record::Pod6(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
             Record::Target(key, count) => {
                 format!("target {}:{}/{} {count}", name(&key.backend), key.port, key.protocol)
+            }
+            Record::Eligible(key) => {
+                let (service, backend) = (served(&key.service), name(&key.backend));
+                format!("eligible {service} {backend}:{} {}", key.port, key.role)
+            }
+            Record::Range4(key) => {
+                let (service, length) = (served(&key.block.service), key.length);
+                format!("range {service} {:?}/{length}", key.block.client)
+            }
+            Record::Range6(key) => {
+                let (service, length) = (served(&key.block.service), key.length);
+                format!("range {service} {:?}/{length}", key.block.client)
             }
             Record::Gate(entry, word) => format!("gate {entry} {word:x}"),
             Record::Device(index, device) => format!("device {index} {device:?}"),

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::address::Family;
 use crate::manifests::Manifests;
 use crate::namespace;
+use crate::pace;
 use crate::service::{Port, Published};
 use crate::topology::Node;
 
@@ -106,7 +107,7 @@ impl Agent {
             invocation(node, manifests, flags)?.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let start = Instant::now();
         while child.try_wait()?.is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > pace::stretched(PATIENCE) {
                 child.kill()?;
                 bail!("the agent of {} started", node.name);
             }
@@ -121,14 +122,17 @@ impl Agent {
     pub fn wait_until_serving(&mut self, node: &Node, services: &[Published]) -> Result<()> {
         let start = Instant::now();
         loop {
-            let answer = json(node, &["services"]);
-            if self.is_ready() && answer.as_ref().is_ok_and(|found| serves(found, node, services)) {
+            // Asking costs a process; before the agent is ready the answer does not count.
+            let answer = self.is_ready().then(|| json(node, &["services"]));
+            if let Some(Ok(found)) = &answer
+                && serves(found, node, services)
+            {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
                 bail!("the agent of {} ended ({status}):\n{}", node.name, self.log_tail());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > pace::stretched(PATIENCE) {
                 bail!("{} does not serve; vmlb services: {answer:?}; log:\n{}", node.name, self.log_tail());
             }
             thread::sleep(Duration::from_millis(50));
@@ -152,7 +156,7 @@ impl Agent {
 
     fn wait(&mut self) -> Result<ExitStatus> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < pace::stretched(PATIENCE) {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }

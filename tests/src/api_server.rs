@@ -4,8 +4,10 @@
 //! [`store`] is the versioned store, [`selector`] which objects a request wants, [`answer`] what it gets, [`fault`] how
 //! that goes wrong, [`credentials`] the certificate, tokens and kubeconfig. [`objects`] are what tests put in, a
 //! [`follower`] is the agent's control plane at the other end. [`suite`] holds what any API server does to it, also the
-//! [`real`] one.
+//! [`real`] one. What the operator's commands ask for besides ([`resource`]) is answered by [`write`](self::write): objects
+//! of [`kubevirt`], and Services, whose [`endpoints`] follow where the script says so.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,13 +23,17 @@ use vmlb_agent::object::{Kind, ObjectRef};
 
 pub mod answer;
 pub mod credentials;
+pub mod endpoints;
 pub mod fault;
 pub mod follower;
+pub mod kubevirt;
 pub mod objects;
 pub mod real;
+pub mod resource;
 pub mod selector;
 pub mod store;
 pub mod suite;
+pub mod write;
 
 use credentials::Credentials;
 pub use fault::{Blow, Faults};
@@ -44,11 +50,23 @@ pub struct Asked {
     pub query: Vec<(String, String)>,
 }
 
+/// A request as RBAC sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// `get`, `list`, `watch`, `create`, `patch`, `delete`.
+    pub verb: &'static str,
+    /// API group, empty for the core.
+    pub group: &'static str,
+    /// The resource, in the plural.
+    pub resource: &'static str,
+}
+
 /// What connections share.
 pub(crate) struct Shared {
     store: Mutex<Store>,
     faults: Mutex<Faults>,
     asked: Mutex<Vec<Asked>>,
+    rights: Mutex<BTreeSet<Right>>,
     /// When the last page of a list was handed out.
     listed: Mutex<Option<Instant>>,
     /// The store's version.
@@ -67,6 +85,18 @@ impl Shared {
 
     pub(crate) fn note_listed(&self) {
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Something was written: what follows from it, and everybody who watches is told.
+    pub(crate) fn changed(&self) {
+        if self.faults().makes_endpoints {
+            endpoints::refresh(&mut self.store());
+        }
+        self.changed.send_replace(self.store().version());
+    }
+
+    fn note_right(&self, right: Right) {
+        self.rights.lock().unwrap_or_else(PoisonError::into_inner).insert(right);
     }
 
     fn note(&self, asked: Asked) {
@@ -109,6 +139,7 @@ impl ApiServer {
             store: Mutex::default(),
             faults: Mutex::default(),
             asked: Mutex::default(),
+            rights: Mutex::default(),
             listed: Mutex::default(),
             changed: watch::Sender::new(0),
             blows: broadcast::Sender::new(64),
@@ -180,7 +211,7 @@ impl ApiServer {
     /// Creates or replaces an object; returns its version.
     pub fn put(&self, object: Value) -> Result<u64> {
         let version = self.shared.store().put(object)?;
-        self.shared.changed.send_replace(version);
+        self.shared.changed();
         Ok(version)
     }
 
@@ -188,6 +219,23 @@ impl ApiServer {
     pub fn delete(&self, object: &ObjectRef) {
         let version = self.shared.store().delete(object);
         self.shared.changed.send_replace(version);
+    }
+
+    /// Deletes an object of any kind.
+    pub fn remove(&self, kind: &'static str, namespace: &str, name: &str) {
+        self.shared.store().remove(kind, namespace, name);
+        self.shared.changed();
+    }
+
+    /// An object.
+    pub fn object(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let stored = self.shared.store().find(kind, namespace, name)?;
+        serde_json::from_str(&stored.text).ok()
+    }
+
+    /// Everything that was asked for since the last call, as RBAC sees it.
+    pub fn take_rights(&self) -> BTreeSet<Right> {
+        std::mem::take(&mut *self.shared.rights.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Forgets everything but the present: watches from before, and pages of lists begun before, are gone.

@@ -4,9 +4,10 @@
 //! [`topology`] builds clients, a router, nodes and pods; [`servers`] run in every pod and [`requests`] asks them;
 //! [`service`] describes Services once, from which [`manifests`] writes what the agent reads and [`kube_proxy`] the
 //! nftables rules that kube-proxy would write; [`agent`] runs `vmlb agent` on a node; [`cluster`] puts all that
-//! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`] and
-//! [`talk`] keep clients asking meanwhile. Everything made carries a
-//! prefix and goes with it ([`leftovers`]). [`packets`] are for the datapath alone, on the host and in the kernel.
+//! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`]
+//! and [`talk`] keep clients asking meanwhile, [`lab`] has VMs that migrate between launcher pods, [`feature`] asks what
+//! the kernel lacks. Everything made carries a prefix and goes with it ([`leftovers`]). [`packets`] are for the datapath
+//! alone, on the host and in the kernel.
 
 use std::path::PathBuf;
 
@@ -20,18 +21,23 @@ pub mod bpffs;
 pub mod capture;
 pub mod cluster;
 pub mod counters;
+pub mod deploy;
+pub mod feature;
 pub mod kube_proxy;
+pub mod lab;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;
 pub mod maps;
 pub mod namespace;
+pub mod pace;
 pub mod packets;
 pub mod pass;
 pub mod pod;
+pub mod podman;
 pub mod probe;
 pub mod requests;
-pub mod servers;
+pub use vmlb_guest::servers;
 pub mod service;
 pub mod skip;
 pub mod talk;

@@ -86,7 +86,7 @@ impl Manifests {
             Workload::Vm => format!(
                 "    kubevirt.io: virt-launcher\n    kubevirt.io/created-by: {}\n    vm.kubevirt.io/name: {}\n",
                 pod.vmi_uid(),
-                pod.name
+                pod.vm.name
             ),
             Workload::Container => String::new(),
         };

@@ -33,7 +33,18 @@ pub struct Pod {
     pub device: String,
     /// Its namespace, with device `eth0`.
     pub namespace: Namespace,
-    server: Child,
+    /// The VM in it, whose name outlives the pod's in a live migration.
+    pub vm: Vm,
+    server: Option<Child>,
+}
+
+/// What KubeVirt's labels on a launcher pod say of its VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// The VM's name.
+    pub name: String,
+    /// The UID of the VirtualMachineInstance: the same in both launchers of a migration, another one after a restart.
+    pub uid: String,
 }
 
 /// The link-local next hop of routed pods, as Calico has it.
@@ -41,7 +52,21 @@ const ROUTED_GATEWAY_V4: &str = "169.254.1.1";
 const ROUTED_GATEWAY_V6: &str = "fe80::ecee:eeff:feee:eeee";
 
 impl Pod {
+    /// A pod with the small servers in it.
     pub(crate) fn start(
+        node: &Node,
+        index: u8,
+        name: &str,
+        workload: Workload,
+        namespace: Namespace,
+    ) -> Result<Self> {
+        let mut pod = Self::connect(node, index, name, workload, namespace)?;
+        pod.server = Some(serve(&pod.namespace, name)?);
+        Ok(pod)
+    }
+
+    /// A pod with nothing in it.
+    pub(crate) fn connect(
         node: &Node,
         index: u8,
         name: &str,
@@ -60,18 +85,9 @@ impl Pod {
             Attachment::Routed => attach_routed(node, &device, addresses, &namespace)?,
             Attachment::Bridged => attach_bridged(node, &device, addresses, &namespace)?,
         }
-        let mut server = namespace
-            .command(crate::server_binary()?)
-            .args(["serve", name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting the pod's servers")?;
-        let mut line = String::new();
-        BufReader::new(server.stdout.take().context("a pipe was asked for")?).read_line(&mut line)?;
-        ensure!(line.trim() == "ready", "the servers of pod {name} did not start");
+        let vm = Vm { name: name.to_owned(), uid: uid(addresses, "aaaa") };
         let node = node.name.clone();
-        Ok(Self { name: name.to_owned(), workload, addresses, node, device, namespace, server })
+        Ok(Self { name: name.to_owned(), workload, addresses, node, device, namespace, vm, server: None })
     }
 
     /// The name of the Pod object.
@@ -84,17 +100,12 @@ impl Pod {
 
     /// The UID of the Pod object.
     pub fn uid(&self) -> String {
-        self.numbered_uid("0000")
+        uid(self.addresses, "0000")
     }
 
     /// The UID of the VirtualMachineInstance in the pod.
     pub fn vmi_uid(&self) -> String {
-        self.numbered_uid("aaaa")
-    }
-
-    /// A UID in the API's form that differs per pod, since the pod's address does.
-    fn numbered_uid(&self, kind: &str) -> String {
-        format!("{:08x}-0000-4000-{kind}-000000000000", u32::from(self.addresses.v4))
+        self.vm.uid.clone()
     }
 
     /// Leaves the pod up for good.
@@ -105,9 +116,31 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        let _gone = self.server.kill();
-        let _reaped = self.server.wait();
+        if let Some(server) = &mut self.server {
+            let _gone = server.kill();
+            let _reaped = server.wait();
+        }
     }
+}
+
+/// Starts the small servers in a namespace, under the name that they give in their answers.
+pub(crate) fn serve(namespace: &Namespace, name: &str) -> Result<Child> {
+    let mut server = namespace
+        .command(crate::server_binary()?)
+        .args(["serve", name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the pod's servers")?;
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().context("a pipe was asked for")?).read_line(&mut line)?;
+    ensure!(line.trim() == "ready", "the servers of pod {name} did not start");
+    Ok(server)
+}
+
+/// A UID in the API's form that differs per pod, since the pod's address does.
+fn uid(pod: Addresses, kind: &str) -> String {
+    format!("{:08x}-0000-4000-{kind}-000000000000", u32::from(pod.v4))
 }
 
 impl fmt::Debug for Pod {

@@ -55,10 +55,14 @@ pub fn prepared(connection: TcpStream) -> Result<TcpStream> {
 
 /// Asks the HTTP server for `path`.
 pub fn http(server: SocketAddr, path: &str) -> Result<Answer> {
-    let mut connection = connect(server)?;
+    http_over(connect(server)?, path).with_context(|| format!("waiting for an answer of {server}"))
+}
+
+/// The same over a connection that is there.
+pub fn http_over(mut connection: TcpStream, path: &str) -> Result<Answer> {
     write!(connection, "GET {path} HTTP/1.1\r\nHost: vmlb\r\n\r\n")?;
     let mut response = String::new();
-    connection.read_to_string(&mut response).with_context(|| format!("waiting for an answer of {server}"))?;
+    connection.read_to_string(&mut response)?;
     Answer::parse(&response)
 }
 
@@ -78,7 +82,11 @@ pub fn banner(server: SocketAddr) -> Result<String> {
 
 /// Downloads `octets` octets at `rate` a second (0: no limit) and checks their hash.
 pub fn download(server: SocketAddr, octets: u64, rate: u64) -> Result<Received> {
-    let mut connection = connect(server)?;
+    download_over(connect(server)?, octets, rate)
+}
+
+/// The same over a connection that is there.
+pub fn download_over(mut connection: TcpStream, octets: u64, rate: u64) -> Result<Received> {
     writeln!(connection, "GET {octets} {rate}")?;
     let received = servers::receive(&mut connection, octets)?;
     let mut hash = [0; 32];
@@ -89,7 +97,11 @@ pub fn download(server: SocketAddr, octets: u64, rate: u64) -> Result<Received> 
 
 /// Uploads `octets` octets at `rate` a second (0: no limit) and checks the hash that the server found.
 pub fn upload(server: SocketAddr, octets: u64, rate: u64) -> Result<()> {
-    let mut connection = connect(server)?;
+    upload_over(connect(server)?, octets, rate)
+}
+
+/// The same over a connection that is there.
+pub fn upload_over(mut connection: TcpStream, octets: u64, rate: u64) -> Result<()> {
     writeln!(connection, "PUT {octets}")?;
     let sent = servers::send(&mut connection, octets, rate)?;
     let mut hash = [0; 32];

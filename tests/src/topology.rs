@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::address::{self, Addresses};
 use crate::bpffs;
+use crate::lab::launcher::{Launcher, Rules};
 use crate::leftovers::Prefix;
 use crate::namespace::Namespace;
 use crate::pass;
@@ -90,11 +91,29 @@ impl Topology {
 
     /// Starts a pod on node number `node` with the small servers of [`crate::servers`] in it.
     pub fn add_pod(&mut self, node: usize, name: &str, workload: Workload) -> Result<Pod> {
+        let (host, index, namespace) = self.place(node, name)?;
+        Pod::start(host, index, name, workload, namespace).with_context(|| format!("making pod {name}"))
+    }
+
+    /// A virt-launcher pod on node number `node` with a place for a VM, see [`crate::lab`].
+    pub fn add_launcher(&mut self, node: usize, name: &str, rules: &Rules) -> Result<Launcher> {
+        let (host, index, namespace) = self.place(node, name)?;
+        let pod = Pod::connect(host, index, name, Workload::Vm, namespace);
+        pod.and_then(|pod| Launcher::prepare(pod, rules)).with_context(|| format!("making launcher {name}"))
+    }
+
+    /// A namespace that is no host of the topology, removed with it.
+    pub fn namespace(&self, role: &str) -> Result<Namespace> {
+        Namespace::create(&self.prefix.name(role))
+    }
+
+    /// The place of a new pod: its node, its number there, and a namespace.
+    fn place(&mut self, node: usize, name: &str) -> Result<(&Node, u8, Namespace)> {
         let host = self.nodes.get_mut(node).context("no such node")?;
         let index = host.pods;
         host.pods += 1;
         let namespace = Namespace::create(&self.prefix.name(name))?;
-        Pod::start(host, index, name, workload, namespace).with_context(|| format!("making pod {name}"))
+        Ok((host, index, namespace))
     }
 
     /// A new folder for files of this test, removed with it.

@@ -222,8 +222,11 @@ impl Stage {
         wait("no Service is served", SOON, || {
             Ok(agent::json(node, &["services"])?.as_array().is_some_and(Vec::is_empty))
         })?;
-        let reply = self.healthz()?;
-        ensure!(reply.status == 503 && reply.json()?["nodeEligible"] == false, "{reply:?}");
+        // Nodes are watched by a watch of their own.
+        wait("the node gets no new clients", SOON, || {
+            let reply = self.healthz()?;
+            Ok(reply.status == 503 && reply.json()?["nodeEligible"] == false)
+        })?;
         for object in objects {
             self.server.put(object)?;
         }

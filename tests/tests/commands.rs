@@ -52,10 +52,10 @@ fn row(rows: &[Value], field: &str, value: &str) -> Result<Value> {
         .with_context(|| format!("no {field} {value}: {rows:?}"))
 }
 
-/// A VM with sessionAffinity, which is not served.
+/// A VM with a sessionAffinity that there is not.
 fn publish_left(cluster: &Cluster) -> Result<()> {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: sticky, namespace: default}\nspec:\n  type: NodePort\n\
-                \x20 sessionAffinity: ClientIP\n  ports: [{name: http, protocol: TCP, port: 80, nodePort: 31800}]\n";
+                \x20 sessionAffinity: Cookie\n  ports: [{name: http, protocol: TCP, port: 80, nodePort: 31800}]\n";
     cluster.manifests.write("service-sticky.yaml", text.as_bytes())
 }
 
@@ -125,7 +125,7 @@ fn services(node: &Node) -> Result<()> {
     let line = |name: &str| {
         table.lines().find(|line| line.starts_with(name)).with_context(|| format!("{name}: {table}"))
     };
-    ensure!(line("default/sticky")?.contains("sessionAffinity is not served yet"));
+    ensure!(line("default/sticky")?.contains("sessionAffinity is neither None nor ClientIP"));
     ensure!(line("default/empty")?.contains("none-usable"));
     let wide = text(node, &["services", "--output", "wide"])?;
     ensure!(
@@ -193,9 +193,11 @@ fn flows(node: &Node, client: &str) -> Result<()> {
 }
 
 fn drops(node: &Node) -> Result<()> {
-    let punted = row(&rows(node, &["drops"])?, "reason", "no_backend")?;
-    ensure!(punted["outcome"] == "punted" && punted["packets"].as_u64() >= Some(1), "{punted}");
-    ensure!(punted["rate"].is_null() && punted["explanation"].as_str().is_some_and(|text| text.len() > 10));
+    let rejected = row(&rows(node, &["drops"])?, "reason", "no_backend")?;
+    ensure!(rejected["outcome"] == "rejected" && rejected["packets"].as_u64() >= Some(1), "{rejected}");
+    ensure!(
+        rejected["rate"].is_null() && rejected["explanation"].as_str().is_some_and(|text| text.len() > 10)
+    );
     let all = rows(node, &["drops", "--all"])?;
     ensure!(all.len() > 15 && all.iter().any(|row| row["packets"] == 0), "{all:?}");
     let mut watch = Watched::start(node, &["drops", "--output", "json", "--watch", "0.2"])?;

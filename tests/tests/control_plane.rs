@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vmlb_agent::sync::{RECYCLE, Sync};
+use vmlb_agent::tables::InFlows;
 use walk::{Step, Watched, World, meaning, step};
 
 /// The ports left to the stack as they are kept up change by change.
@@ -94,12 +95,15 @@ proptest! {
                     now += Duration::from_millis(7);
                     sync.sync(&mut tables, now);
                 }
+                Step::Flow { frontend } => tables.open(*frontend),
                 Step::Restart => sync = world.sync(turn),
                 _ => {}
             }
         }
         tables.0.fail_after(None);
         settle(&mut sync, &mut tables, &mut now);
+        // What flows name outlives its objects: no flows, no past.
+        tables.0.set_flows(InFlows::default());
         // Backends that no slice lists drain for as long as their pods live, which the past decides: no pods, no past.
         for pod in world.pods() {
             for event in world.delete(&pod) {

@@ -1,16 +1,15 @@
 //! How much heap the control plane of a node takes: objects, what they call for, and what is installed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use vmlb_agent::facts::NodePortAddresses;
 use vmlb_agent::object::Kind;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
-use vmlb_agent::tables::{Capacity, Change, Record, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables};
 use vmlb_agent::watch::{Event, document};
 use vmlb_tests::api_server::follower::facts;
 use vmlb_tests::api_server::objects::{Endpoint, NODE, node, service, slice};
@@ -56,6 +55,8 @@ impl Tables for Nowhere {
             frontends: 65_536,
             pods: 65_536,
             targets: 131_072,
+            eligible: 131_072,
+            ranges: 65_536,
         }
     }
 
@@ -67,8 +68,8 @@ impl Tables for Nowhere {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> Result<BTreeSet<u32>> {
-        Ok(BTreeSet::new())
+    fn in_flows(&self) -> Result<InFlows> {
+        Ok(InFlows::default())
     }
 }
 
@@ -88,7 +89,7 @@ fn mebibytes(octets: usize) -> f64 {
 fn five_thousand_services_of_five_endpoints_take_little_heap() -> Result<()> {
     let before = LIVE.load(Ordering::Relaxed);
     let used = || mebibytes(LIVE.load(Ordering::Relaxed) - before);
-    let mut sync = Sync::new(NODE, NodePortAddresses::default());
+    let mut sync = Sync::new(NODE, Serving::default());
     sync.facts(facts());
     apply(&mut sync, &node(NODE, "192.0.2.1"));
     for number in 0..5000 {

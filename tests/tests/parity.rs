@@ -132,7 +132,7 @@ fn prefixes_of_packets_come_out_alike() {
 }
 
 /// Verdicts and reasons that generated pairs must meet, or they prove little.
-const IMPORTANT: [Reason; 21] = [
+const IMPORTANT: [Reason; 23] = [
     Reason::MALFORMED,
     Reason::OPTIONS,
     Reason::FRAGMENT,
@@ -154,6 +154,8 @@ const IMPORTANT: [Reason; 21] = [
     Reason::FORWARDING_OFF,
     Reason::INHERITED,
     Reason::SOURCE_RANGE,
+    Reason::TOO_BIG,
+    Reason::UNCUTTABLE,
 ];
 
 #[test]

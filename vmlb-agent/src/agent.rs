@@ -14,6 +14,7 @@ use crate::inherit::Inheritance;
 use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
 use crate::loader::{self, Datapath, OBJECT, Trace};
+use crate::logging;
 use crate::pins::{Lock, PinRoot};
 use crate::settings::{self, SettingsMap, Wanted, ports};
 use crate::sweep::Sweep;
@@ -78,6 +79,7 @@ impl Agent {
     async fn start(options: &Options) -> anyhow::Result<Self> {
         let root = PinRoot::new(&options.pin_root);
         let lock = root.lock()?;
+        logging::follow(&root);
         let source = Source::open(&options.source).await?;
         root.create()?;
         let trace = if options.trace { Trace::On } else { Trace::Off };
@@ -103,7 +105,7 @@ impl Agent {
             inherited: Some(tables.installed_backends()?.into_iter().collect()),
             snat,
             tables,
-            sync: Sync::new(&source.node, options.nodeport_addresses.clone()),
+            sync: Sync::new(&source.node, options.serving.clone()),
             sweep: Sweep::new(options.sweep_interval),
             review_interval: options.review_interval,
             source,
@@ -217,6 +219,7 @@ impl Agent {
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }
+        self.source.tell(&report.warnings);
         if report.written > 0 {
             tracing::info!("wrote {} changes", report.written);
         }
@@ -239,6 +242,9 @@ impl Agent {
         let begun = Instant::now();
         let mut tables = self.inheritance.over(&mut self.tables, &mut self.settings);
         let report = self.sync.sync(&mut tables, begun);
+        if report.moves_datagrams {
+            self.sweep.pass(&self.datapath);
+        }
         self.publisher.take(&report, had_work.then(|| begun.elapsed()), &mut self.sync);
         report
     }

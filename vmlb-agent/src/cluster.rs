@@ -13,11 +13,14 @@ use crate::object::ObjectRef;
 use crate::warning::Warning;
 use crate::watch::Object;
 
+#[cfg(test)]
+mod fields;
 mod node;
 mod pod;
 mod service;
 mod slice;
 
+pub use pod::WEIGHT_ANNOTATION;
 pub use service::ALGORITHM;
 
 /// What became of an object.

@@ -19,16 +19,21 @@ use crate::counts::{Family, own};
 use crate::pins::{DEFAULT_ROOT, PinRoot};
 use crate::settings::{SettingsMap, text};
 
+mod api;
 pub mod backends;
+pub mod check;
 pub mod detach;
 mod drain;
 pub mod drops;
+pub mod expose;
 pub mod flows;
+pub mod log_level;
 mod print;
 pub mod services;
 mod shares;
 pub mod status;
 mod table;
+pub mod unexpose;
 
 /// What `--help` says about how commands end.
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 nothing of vmlb is installed under the pin root; 4 not permitted.";
@@ -106,7 +111,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let refusal = error.chain().find_map(|cause| match cause.downcast_ref::<Refusal>() {
         Some(Refusal::NothingInstalled(_)) => Some(3),
         Some(Refusal::NotPermitted(_)) => Some(4),
-        None => None,
+        None => cause.downcast_ref::<api::Refused>().filter(|refused| refused.is_forbidden()).map(|_| 4),
     });
     refusal.unwrap_or(1)
 }

@@ -6,14 +6,16 @@ use std::net::IpAddr;
 
 use vmlb_common::wire::Protocol;
 
-use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::facts::NodeFacts;
 use crate::few::Few;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::object::Name;
+use crate::serving::Serving;
 
 pub mod backend;
 pub mod choose;
+pub mod frontends;
 pub mod health;
 pub mod service;
 
@@ -26,8 +28,8 @@ use service::{Listing, ServiceView};
 pub struct Here {
     /// Its name.
     pub node: String,
-    /// Which of its addresses serve node ports.
-    pub nodeport_addresses: NodePortAddresses,
+    /// What is served and how.
+    pub serving: Serving,
     /// What the network side knows of it.
     pub facts: NodeFacts,
 }
@@ -75,6 +77,17 @@ pub struct Claim {
     pub table: TableKey,
     /// Whether the port is served at all; one that is left to the stack still keeps others off its frontends.
     pub served: bool,
+    /// Who may open flows by it.
+    pub admission: Admission,
+}
+
+/// Whom a frontend admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Admission {
+    /// Everybody.
+    Open,
+    /// Clients in the Service's source ranges.
+    Ranges,
 }
 
 /// A backend and a port of it, whatever its id.
@@ -213,7 +226,7 @@ impl Desired {
     /// A table has got its id, or lost it: its frontends are to be looked at again.
     pub fn touch_frontends(&mut self, key: &PortKey) {
         if let Some(port) = self.port(key) {
-            let frontends: Vec<Frontend> = port.frontends.iter().map(|(frontend, _)| *frontend).collect();
+            let frontends: Vec<Frontend> = port.frontends.iter().map(|way| way.frontend).collect();
             self.dirty.frontends.extend(frontends);
         }
     }

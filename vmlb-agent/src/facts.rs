@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
 use vmlb_common::abi::{Device, PortRange};
 
 /// An address of this node.
@@ -32,14 +33,42 @@ pub struct NodeFacts {
     pub held_addresses: BTreeSet<IpAddr>,
 }
 
-/// A block of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A block of addresses, by the first of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     address: IpAddr,
     length: u8,
 }
 
 impl Cidr {
+    /// The block of the addresses that share the first `length` bits of `address`. `None`: it has fewer.
+    #[must_use]
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let address = match address {
+            IpAddr::V4(address) => {
+                let rest = 32u32.checked_sub(u32::from(length))?;
+                IpAddr::from((u32::MAX.checked_shl(rest).unwrap_or(0) & address.to_bits()).to_be_bytes())
+            }
+            IpAddr::V6(address) => {
+                let rest = 128u32.checked_sub(u32::from(length))?;
+                IpAddr::from((u128::MAX.checked_shl(rest).unwrap_or(0) & address.to_bits()).to_be_bytes())
+            }
+        };
+        Some(Self { address, length })
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits its addresses share.
+    #[must_use]
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether the block holds `address`.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -66,10 +95,13 @@ impl FromStr for Cidr {
         let (address, length) = text.split_once('/').ok_or_else(wrong)?;
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let length: u8 = length.parse().map_err(|_| wrong())?;
-        if length > if address.is_ipv4() { 32 } else { 128 } {
-            return Err(wrong());
-        }
-        Ok(Self { address, length })
+        Self::new(address, length).ok_or_else(wrong)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 
@@ -141,6 +173,21 @@ mod tests {
         assert!(all.contains("2001:db8::1".parse()?) && !all.contains("192.0.2.1".parse()?));
         let one: Cidr = "2001:db8::1/128".parse()?;
         assert!(one.contains("2001:db8::1".parse()?) && !one.contains("2001:db8::2".parse()?));
+        Ok(())
+    }
+
+    #[test]
+    fn a_block_is_the_same_whichever_of_its_addresses_names_it() -> anyhow::Result<()> {
+        for (one, other) in [
+            ("192.0.2.77/24", "192.0.2.0/24"),
+            ("192.0.2.77/0", "0.0.0.0/0"),
+            ("192.0.2.77/32", "192.0.2.77/32"),
+            ("2001:db8::1:7/112", "2001:db8::1:0/112"),
+            ("2001:db8::7/0", "::/0"),
+        ] {
+            assert_eq!(one.parse::<Cidr>()?, other.parse()?);
+            assert_eq!(one.parse::<Cidr>()?.to_string(), other);
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub mod pod;
 pub mod service;
 pub mod slice;
 
-use pod::{Node, Pod};
+use pod::{Node, Pod, WEIGHT};
 use service::Service;
 use slice::{Endpoint, Slice};
 
@@ -170,6 +170,12 @@ impl Index {
         pods
     }
 
+    /// How much of the new flows a backend gets beside others: what the pod says where it runs.
+    #[must_use]
+    pub fn weight(&self, identity: &Identity) -> u32 {
+        self.live_pods(identity).last().map_or(WEIGHT, |pod| pod.weight)
+    }
+
     /// What an endpoint is as a backend. `None`: its pod has ended.
     #[must_use]
     pub fn identify(&self, endpoint: &Endpoint) -> Option<Identity> {
@@ -285,12 +291,18 @@ impl Index {
         true
     }
 
+    /// A pod comes, changes or goes. Where a VM runs, and so its weight, is a matter of all its pods: Services that list
+    /// another of them are touched too.
     fn touch_pod(&mut self, pod: &Pod) {
         self.touched.backends.extend(pod.identity.clone());
-        let by_address = pod.addresses.iter().map(|address| Reference::Address(*address));
-        for reference in std::iter::once(Reference::Pod(pod.name.clone())).chain(by_address) {
-            if let Some(services) = self.references.get(&reference) {
-                self.touched.services.extend(services.keys().cloned());
+        let siblings = pod.identity.as_ref().and_then(|identity| self.pods_by_identity.get(identity));
+        let siblings = siblings.into_iter().flatten().filter_map(|name| self.pods.get(name));
+        for pod in siblings.chain([pod]) {
+            let by_address = pod.addresses.iter().map(|address| Reference::Address(*address));
+            for reference in std::iter::once(Reference::Pod(pod.name.clone())).chain(by_address) {
+                if let Some(services) = self.references.get(&reference) {
+                    self.touched.services.extend(services.keys().cloned());
+                }
             }
         }
     }

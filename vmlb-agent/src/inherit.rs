@@ -14,7 +14,7 @@ use crate::conntrack::{self, Connection, Events, Tuple};
 use crate::pins::PinRoot;
 use crate::settings::{self, SettingsMap};
 use crate::tables::pinned::PinnedTables;
-use crate::tables::{Capacity, Change, Record, Tables};
+use crate::tables::{Capacity, Change, InFlows, Record, Tables};
 
 /// What a client addresses: address, port, IANA protocol number.
 type Frontend = (IpAddr, u16, u8);
@@ -164,7 +164,7 @@ fn entry<A>(source: IpAddr, destination: IpAddr, key: &WireKey<A>) -> Entry {
 
 /// The tuples of a connection that vmlb must not take for its own when they come in by an uplink: requests of UDP to what
 /// is about to open (`None`: to anything; TCP in mid-flow is left to the stack anyway), and answers to what the stack
-/// masqueraded, by whichever of its Services: vmlb drops answers to its SNAT ports that no flow asked for.
+/// masqueraded, by whichever of its Services: no flow of ours may get such a tuple.
 fn tuples(
     connection: &Connection,
     snat_ports: &[PortRange],
@@ -261,8 +261,8 @@ impl Tables for Opening<'_> {
         written
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        self.tables.backends_in_flows()
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        self.tables.in_flows()
     }
 }
 

@@ -15,6 +15,7 @@ use rtnetlink::packet_route::route::RouteFlags;
 
 pub mod features;
 pub mod flag;
+pub mod offloads;
 pub mod uplinks;
 pub mod watch;
 

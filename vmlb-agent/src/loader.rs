@@ -88,7 +88,8 @@ impl Datapath {
             loader.map_max_entries(name, layout.max_entries);
         }
         let mut ebpf = loader.load(object).context(
-            "cannot load the BPF object; this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN before 5.8)",
+            "cannot load the BPF object; this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN before 5.8), and in a \
+             container a seccomp profile that allows bpf(2)",
         )?;
         for name in programs::ALL {
             let program =
@@ -227,7 +228,7 @@ fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
     if let ProgramError::LoadError { io_error, verifier_log } = &error {
         let log = verifier_log.to_string();
         bail!(
-            "the kernel refuses program {name}: {io_error}\n{}\nvmlb needs Linux 5.15 or newer. If it is, report these lines \
+            "the kernel refuses program {name}: {io_error}\n{}\nvmlb needs Linux 5.17 or newer (bpf_loop). If it is, report these lines \
              with the output of `uname -a`",
             last_lines(&log, 20)
         );

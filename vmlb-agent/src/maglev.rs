@@ -34,8 +34,12 @@ const SIZES: [(u32, u32); 25] = [
     (6144, 983_063),
 ];
 
-/// Slots for each backend, so that shares differ by about a per cent.
+/// Slots for each backend, so that a share is right to within a per cent.
 pub const SLOTS_PER_BACKEND: u32 = 160;
+
+/// How many times the slots of equal weights a table may take for weights that differ: the lightest backend has its
+/// [`SLOTS_PER_BACKEND`] as long as it has a sixteenth of the mean weight.
+const MOST_FOR_WEIGHTS: u64 = 16;
 
 /// The size of a table for so many listed backends; 0 for none. Beyond the last step it stays at the last.
 #[must_use]
@@ -45,6 +49,19 @@ pub fn size(listed: usize) -> u32 {
     }
     let step = SIZES.iter().find(|(backends, _)| *backends as usize >= listed);
     step.or(SIZES.last()).map_or(0, |(_, size)| *size)
+}
+
+/// The size of a table for the listed backends of these weights: as for so many backends of the least weight. One of
+/// weight 0 counts as the heaviest, as which it most likely comes back: maintenance does not lay the whole table anew.
+#[must_use]
+pub fn weighted_size(weights: &[u32]) -> u32 {
+    let Some(least) = weights.iter().copied().filter(|weight| *weight > 0).min() else {
+        return size(weights.len());
+    };
+    let most = weights.iter().copied().max().unwrap_or(least);
+    let sum: u64 = weights.iter().map(|weight| u64::from(if *weight == 0 { most } else { *weight })).sum();
+    let units = sum.div_ceil(u64::from(least)).min(weights.len() as u64 * MOST_FOR_WEIGHTS);
+    size(usize::try_from(units).unwrap_or(usize::MAX))
 }
 
 /// A 64-bit digest of octets (FNV-1a, finished so that every bit depends on every octet), the same on every machine.
@@ -82,28 +99,51 @@ impl Seed {
     }
 }
 
-/// Fills a table of `size` slots (a prime, see [`size`]) with indices into `seeds`, whose order must be the same on every
-/// node. Empty if either is.
+/// One who takes part in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contender {
+    /// Where it wants its slots.
+    pub seed: Seed,
+    /// How much it gets beside the others; 0: nothing.
+    pub weight: u32,
+}
+
+/// A contender on its way through its slots.
+struct Turn {
+    index: u32,
+    weight: u32,
+    credit: u32,
+    wish: u32,
+    skip: u32,
+}
+
+/// Fills a table of `size` slots (a prime, see [`size`]) with indices into `contenders`, whose order must be the same on
+/// every node. Empty if the size is, or if nobody has a weight.
+///
+/// In each round a contender earns its weight and takes a slot when it has as much as the heaviest earns in a round; with
+/// equal weights that is a slot a round for everybody, as the paper has it.
 #[must_use]
-pub fn table(seeds: &[Seed], size: u32) -> Vec<u32> {
+pub fn table(contenders: &[Contender], size: u32) -> Vec<u32> {
     const FREE: u32 = u32::MAX;
-    if seeds.is_empty() || size < 2 {
+    let price = contenders.iter().map(|contender| contender.weight).max().unwrap_or(0);
+    if price == 0 || size < 2 {
         return Vec::new();
     }
-    let modulus = u64::from(size);
-    let mut wishes: Vec<(u32, u32)> = seeds
-        .iter()
-        .map(|seed| ((seed.offset % modulus) as u32, (seed.skip % (modulus - 1) + 1) as u32))
-        .collect();
+    let mut turns = turns(contenders, size);
     let mut slots = vec![FREE; size as usize];
     let mut left = size;
     loop {
-        for (index, (wish, skip)) in (0u32..).zip(wishes.iter_mut()) {
-            // A prime size makes every skip visit all slots: a free one is found while any is left.
-            while slots[*wish as usize] != FREE {
-                *wish = step(*wish, *skip, size);
+        for turn in &mut turns {
+            turn.credit += turn.weight;
+            if turn.credit < price {
+                continue;
             }
-            slots[*wish as usize] = index;
+            turn.credit -= price;
+            // A prime size makes every skip visit all slots: a free one is found while any is left.
+            while slots[turn.wish as usize] != FREE {
+                turn.wish = step(turn.wish, turn.skip, size);
+            }
+            slots[turn.wish as usize] = turn.index;
             left -= 1;
             if left == 0 {
                 return slots;
@@ -112,83 +152,23 @@ pub fn table(seeds: &[Seed], size: u32) -> Vec<u32> {
     }
 }
 
+fn turns(contenders: &[Contender], size: u32) -> Vec<Turn> {
+    let modulus = u64::from(size);
+    let weighted = (0u32..).zip(contenders).filter(|(_, contender)| contender.weight > 0);
+    let turns = weighted.map(|(index, Contender { seed, weight })| Turn {
+        index,
+        weight: *weight,
+        credit: 0,
+        wish: (seed.offset % modulus) as u32,
+        skip: (seed.skip % (modulus - 1) + 1) as u32,
+    });
+    turns.collect()
+}
+
 const fn step(wish: u32, skip: u32, size: u32) -> u32 {
     let next = wish + skip;
     if next >= size { next - size } else { next }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seeds(names: &[String]) -> Vec<Seed> {
-        names.iter().map(|name| Seed::new(name, 80)).collect()
-    }
-
-    fn names(count: usize) -> Vec<String> {
-        (0..count).map(|number| format!("6f1c0000-0000-4000-8000-{number:012}")).collect()
-    }
-
-    fn is_prime(number: u32) -> bool {
-        (2u64..).take_while(|d| d * d <= u64::from(number)).all(|d| u64::from(number) % d != 0)
-    }
-
-    #[test]
-    fn every_listed_size_is_a_prime_and_large_enough() {
-        for (backends, size) in SIZES {
-            assert!(is_prime(size), "{size}");
-            assert!(size >= SLOTS_PER_BACKEND * backends, "{size} for {backends}");
-        }
-        assert!(SIZES.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 < pair[1].1));
-    }
-
-    #[test]
-    fn size_grows_with_the_listed_backends_and_ends_at_the_last_step() {
-        assert_eq!((size(0), size(1), size(5), size(6), size(7)), (0, 163, 967, 967, 1283));
-        assert_eq!(size(1_000_000), SIZES[SIZES.len() - 1].1);
-    }
-
-    #[test]
-    fn a_table_is_full_and_its_shares_differ_by_few_per_cent() {
-        for count in [1, 2, 3, 5, 16, 100] {
-            let table = table(&seeds(&names(count)), size(count));
-            assert_eq!(table.len(), size(count) as usize);
-            let mut shares = vec![0usize; count];
-            for index in &table {
-                shares[*index as usize] += 1;
-            }
-            let (least, most) = (shares.iter().min().copied(), shares.iter().max().copied());
-            assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1), "{count}: {shares:?}");
-        }
-    }
-
-    #[test]
-    fn a_backend_that_goes_moves_little_more_than_its_own_share() {
-        let all = names(10);
-        let before = table(&seeds(&all), size(10));
-        for gone in 0..10 {
-            let mut rest = all.clone();
-            rest.remove(gone);
-            let after = table(&seeds(&rest), size(10));
-            let moved = before
-                .iter()
-                .zip(&after)
-                .filter(|(old, new)| **old as usize != gone && all[**old as usize] != rest[**new as usize])
-                .count();
-            assert!(moved * 100 <= before.len() * 10, "{moved} of {} moved besides its own", before.len());
-        }
-    }
-
-    #[test]
-    fn the_table_is_the_same_for_ever() {
-        // A promise between nodes of different versions: a change here moves every flow without a flow entry.
-        let table = table(&seeds(&names(3)), size(3));
-        let octets: Vec<u8> = table.iter().flat_map(|index| index.to_be_bytes()).collect();
-        assert_eq!(format!("{:016x}", digest(0, &octets)), "0962ff5157cd2a7e");
-    }
-
-    #[test]
-    fn ports_of_one_backend_are_different_targets() {
-        assert_ne!(Seed::new("a", 80), Seed::new("a", 81));
-    }
-}
+mod tests;

@@ -1,13 +1,10 @@
 //! The binary `vmlb`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::time::SystemTime;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use vmlb_agent::{agent, commands};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use vmlb_agent::{agent, commands, logging};
 
 /// A node-level packet load balancer for virtual machines on Kubernetes
 #[derive(Parser, Debug)]
@@ -33,19 +30,30 @@ enum Command {
     Drops(commands::drops::Options),
     /// Take down programs, maps and neighbours: leave the node as it was found
     Detach(commands::detach::Options),
+    /// Look at this node before vmlb is installed: what stands in the way, and what it would cost
+    Check(commands::check::Options),
+    /// Change what the running agent logs
+    LogLevel(commands::log_level::Options),
+    /// Put VMs and pods behind one Service (with a kubeconfig, from anywhere)
+    Expose(commands::expose::Options),
+    /// Take back what expose did
+    Unexpose(commands::unexpose::Options),
+}
+
+/// Reads the command line. As a plugin the program is called `kubectl-vmlb`, and `kubectl vmlb` is what people type.
+fn parse() -> Arguments {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let is_plugin = called.is_some_and(|path| path.file_name().is_some_and(|name| name == "kubectl-vmlb"));
+    let command = Arguments::command().bin_name(if is_plugin { "kubectl vmlb" } else { "vmlb" });
+    Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .with_timer(SystemTime)
-        .finish()
-        // The client reports every failed try; the watches say what lasts.
-        .with(Targets::new().with_default(LevelFilter::INFO).with_target("kube_client", LevelFilter::OFF))
-        .init();
+    let arguments = parse();
+    match &arguments.command {
+        Command::Agent(options) => logging::start(&options.logging),
+        _ => logging::start_plain(),
+    }
     let done = match &arguments.command {
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => commands::status::run(options),
@@ -54,6 +62,10 @@ fn main() -> ExitCode {
         Command::Flows(options) => commands::flows::run(options),
         Command::Drops(options) => commands::drops::run(options),
         Command::Detach(options) => commands::detach::run(options),
+        Command::Check(options) => commands::check::run(options),
+        Command::LogLevel(options) => commands::log_level::run(options),
+        Command::Expose(options) => commands::expose::run(options),
+        Command::Unexpose(options) => commands::unexpose::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,16 +12,20 @@ use crate::index::slice::Family;
 use crate::tables::{Capacity, Change, Record, RecordKey, address4, address6};
 
 mod adopt;
+mod clients;
 mod gate;
 mod ids;
 mod ledger;
+mod linger;
 mod names;
 mod resolve;
 mod slots;
 
+use clients::Clients;
 use gate::Gates;
 use ids::Ids;
 use ledger::Ledger;
+use linger::Lingering;
 pub use slots::GRACE;
 use slots::Slots;
 
@@ -62,17 +66,16 @@ pub struct Installation {
     services: Ledger<u32, Service>,
     service_names: Ledger<u32, ServiceName>,
     /// By family, as the maps are.
-    frontends: [Ledger<Frontend, u32>; 2],
+    frontends: [Ledger<Frontend, abi::Frontend>; 2],
     backends: Ledger<(u32, Family), Endpoint>,
     backend_names: Ledger<u32, abi::BackendName>,
     pods: [Ledger<IpAddr, u32>; 2],
     targets: Ledger<TargetKey, u32>,
+    clients: Clients,
     service_ids: Ids<TableKey>,
     backend_ids: Ids<Identity>,
-    /// Backends that are gone but may still be named by flows.
-    lingering: BTreeSet<Identity>,
-    /// Ids without a name that flows still name.
-    blocked: BTreeSet<u32>,
+    /// What is gone but may still be named by flows.
+    lingering: Lingering,
     slots: Slots,
     /// What the slots of a service hold.
     digests: HashMap<u32, u64>,
@@ -91,7 +94,7 @@ impl Installation {
     /// The changes that make what is what is to be. None if nothing differs.
     ///
     /// First what others will point at, then what points; removals the other way round. Gate bits are set before
-    /// anything else and cleared after everything else.
+    /// anything else and cleared after everything else, and after the flows that name what they let in.
     pub fn changes(&mut self) -> Vec<Change> {
         let mut changes: Vec<Change> = self.gates.raise().collect();
         changes
@@ -107,6 +110,7 @@ impl Installation {
                 .map(|(address, id)| Change::Put(pod_record(*address, *id))),
         );
         changes.extend(self.targets.puts().map(|(key, count)| Change::Put(Record::Target(*key, *count))));
+        changes.extend(self.clients.puts());
         changes
             .extend(self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(*id, *name))));
         let fresh = std::mem::take(&mut self.fresh);
@@ -117,7 +121,7 @@ impl Installation {
             self.frontends
                 .iter()
                 .flat_map(Ledger::puts)
-                .map(|(key, id)| Change::Put(frontend_record(*key, *id))),
+                .map(|(key, value)| Change::Put(frontend_record(*key, *value))),
         );
         self.removals(&mut changes);
         changes
@@ -131,6 +135,7 @@ impl Installation {
         changes.extend(services.map(|id| Change::Put(Record::Service(*id, Service::default()))));
         let names = self.service_names.removals();
         changes.extend(names.map(|id| Change::Remove(RecordKey::ServiceName(*id))));
+        changes.extend(self.clients.removals());
         changes.extend(self.targets.removals().map(|key| Change::Remove(RecordKey::Target(*key))));
         changes.extend(
             self.pods.iter().flat_map(Ledger::removals).map(|address| Change::Remove(pod_key(*address))),
@@ -174,32 +179,10 @@ impl Installation {
         self.backend_names.settle();
         self.pods.iter_mut().for_each(Ledger::settle);
         self.targets.settle();
+        self.clients.settle();
         let services = self.service_ids.settle();
         let backends = self.backend_ids.settle();
         services || backends
-    }
-
-    /// Whether any backend id waits for its flows to end.
-    #[must_use]
-    pub fn is_lingering(&self) -> bool {
-        !self.lingering.is_empty() || !self.blocked.is_empty()
-    }
-
-    /// Gives back the ids of backends that are gone and that no flow names any more.
-    pub fn recycle(&mut self, in_flows: &BTreeSet<u32>) {
-        let ids = &self.backend_ids;
-        let done = |identity: &&Identity| ids.get(identity).is_none_or(|id| !in_flows.contains(&id));
-        let done: Vec<Identity> = self.lingering.iter().filter(done).cloned().collect();
-        for identity in done {
-            self.lingering.remove(&identity);
-            if let Some(id) = self.backend_ids.release(&identity) {
-                self.backend_names.want(id, None);
-            }
-        }
-        for id in self.blocked.difference(in_flows) {
-            self.backend_ids.unblock(*id);
-        }
-        self.blocked.retain(|id| in_flows.contains(id));
     }
 
     /// Whether retired slots wait for their grace.
@@ -223,7 +206,7 @@ impl Installation {
     /// The service id that serves a frontend.
     #[must_use]
     pub fn frontend(&self, frontend: &Frontend) -> Option<u32> {
-        self.frontends[family_of(frontend.address)].wanted(frontend).copied()
+        self.frontends[family_of(frontend.address)].wanted(frontend).map(|opened| opened.service)
     }
 }
 
@@ -232,9 +215,8 @@ const fn family_of(address: IpAddr) -> usize {
     address.is_ipv6() as usize
 }
 
-fn frontend_record(key: Frontend, service: u32) -> Record {
+fn frontend_record(key: Frontend, value: abi::Frontend) -> Record {
     let Frontend { address, port, protocol } = key;
-    let value = abi::Frontend { service, flags: 0 };
     match address {
         IpAddr::V4(address) => {
             Record::Frontend4(abi::FrontendKey::new(address4(address), port, protocol), value)

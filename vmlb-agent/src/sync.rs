@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use vmlb_common::abi::Role;
 
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
 use crate::desired::{Desired, Here};
-use crate::facts::{NodeFacts, NodePortAddresses};
+use crate::facts::NodeFacts;
 use crate::index::Index;
 use crate::index::pod::Node;
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
-use crate::tables::Tables;
+use crate::serving::Serving;
 use crate::tables::pinned::Whereabouts;
+use crate::tables::{Change, Record, RecordKey, Tables};
 use crate::warning::{Subject, Warning, Warnings};
 use crate::watch::{Event, Object};
 
@@ -47,6 +49,8 @@ pub struct Report {
     pub waiting: Option<Waiting>,
     /// Changes carried out.
     pub written: usize,
+    /// Other targets serve for UDP: the next ageing pass ends flows that are to move. It should come at once.
+    pub moves_datagrams: bool,
     /// The tables could not be read or written; what is missing is tried again by the next call.
     pub error: Option<anyhow::Error>,
     /// Call again after this time even if nothing happens before: something waits for its grace or for a retry.
@@ -60,9 +64,19 @@ pub struct Report {
     pub triggered: Vec<SystemTime>,
 }
 
+/// A target that stops has its flows moved if there are others; one that comes takes those that could not move before.
+fn moves_datagrams(change: &Change) -> bool {
+    match change {
+        Change::Remove(RecordKey::Eligible(key)) | Change::Put(Record::Eligible(key)) => {
+            key.role == Role::OPEN
+        }
+        _ => false,
+    }
+}
+
 /// Between two tries after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-/// Between two looks for backend ids that no flow names any more; each reads the flow tables.
+/// Between two looks for what no flow names any more; each reads the flow tables.
 pub const RECYCLE: Duration = Duration::from_secs(60);
 
 /// The control plane of one node.
@@ -90,9 +104,9 @@ pub struct Sync {
 impl Sync {
     /// A control plane for the node of that name (`--node-name`).
     #[must_use]
-    pub fn new(node: &str, nodeport_addresses: NodePortAddresses) -> Self {
+    pub fn new(node: &str, serving: Serving) -> Self {
         Self {
-            here: Here { node: node.to_owned(), nodeport_addresses, facts: NodeFacts::default() },
+            here: Here { node: node.to_owned(), serving, facts: NodeFacts::default() },
             has_facts: false,
             listed: BTreeSet::new(),
             index: Index::default(),
@@ -178,8 +192,9 @@ impl Sync {
                 self.installation.as_ref().is_none_or(|installation| installation.unplaced.is_waiting());
             report.backends_changed = waits || !self.desired.dirty.backends.is_empty();
             match self.carry_out(tables, now) {
-                Ok(written) => {
-                    report.written = written;
+                Ok(changes) => {
+                    report.written = changes.len();
+                    report.moves_datagrams = changes.iter().any(moves_datagrams);
                     report.again = self.again();
                     report.triggered = std::mem::take(&mut self.triggered);
                     self.has_synced = true;
@@ -207,24 +222,25 @@ impl Sync {
         installation.is_lingering().then_some(RECYCLE)
     }
 
-    fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<usize> {
+    fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<Vec<Change>> {
         let mut installation = match self.installation.take() {
             Some(installation) => installation,
             None => self.adopt(tables, now)?,
         };
+        // What goes by this call waits for the next: flows may begin until it is carried out.
+        let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
+        if due && installation.is_lingering() {
+            // A flow table that cannot be read costs only this: ids and gate bits come back later.
+            if let Ok(in_flows) = tables.in_flows() {
+                installation.recycle(&in_flows);
+            }
+            self.recycled = Some(now);
+        }
         if std::mem::take(&mut self.facts_changed) {
             installation.resolve_facts(&self.here.facts);
         }
         self.left.mark(&self.desired, &installation);
         installation.resolve(&mut self.desired, &mut self.warnings, now);
-        let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
-        if due && installation.is_lingering() {
-            // A flow table that cannot be read costs only this: ids come back later.
-            if let Ok(in_flows) = tables.backends_in_flows() {
-                installation.recycle(&in_flows);
-            }
-            self.recycled = Some(now);
-        }
         let changes = installation.changes();
         if let Err(error) = tables.write(&changes) {
             self.failed = Some(installation);
@@ -233,7 +249,7 @@ impl Sync {
         installation.settle();
         self.left.refresh(&self.desired, &installation);
         self.installation = Some(installation);
-        Ok(changes.len())
+        Ok(changes)
     }
 
     /// Computes anew whatever events and facts have touched.
@@ -265,7 +281,7 @@ impl Sync {
     /// Takes over what is installed; everything is to be compared with it.
     fn adopt(&mut self, tables: &dyn Tables, now: Instant) -> anyhow::Result<Installation> {
         let records = tables.read().context("the maps could not be read")?;
-        let in_flows = tables.backends_in_flows().context("the flow tables could not be read")?;
+        let in_flows = tables.in_flows().context("the flow tables could not be read")?;
         let previous = self.failed.as_ref();
         let installation = Installation::adopt(records, tables.capacity(), &in_flows, previous, now);
         self.failed = None;

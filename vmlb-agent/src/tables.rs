@@ -2,11 +2,15 @@
 //! records come back from it after a restart. Two real implementations: the pinned maps (`tables/pinned.rs`) and an
 //! in-memory one that can be told to fail (`tables/memory.rs`).
 
+use std::collections::BTreeSet;
+
 use vmlb_common::abi::{
-    Backend, BackendName, Device, Frontend, FrontendKey, Pod, Selection, Service, ServiceName, Target,
-    TargetKey,
+    self, Backend, BackendName, Device, EligibleKey, FrontendKey, Pod, RangeKey, Selection, Service,
+    ServiceName, Target, TargetKey,
 };
 use vmlb_common::family::{Address4, Address6};
+
+use crate::desired::Frontend;
 
 pub mod memory;
 pub mod pinned;
@@ -24,9 +28,9 @@ pub enum Record {
     /// A run of slots from an offset; written whole before any service points at it.
     Slots(u32, Vec<Target>),
     /// An IPv4 frontend.
-    Frontend4(FrontendKey<Address4>, Frontend),
+    Frontend4(FrontendKey<Address4>, abi::Frontend),
     /// An IPv6 frontend.
-    Frontend6(FrontendKey<Address6>, Frontend),
+    Frontend6(FrontendKey<Address6>, abi::Frontend),
     /// A backend's IPv4 endpoint by id.
     Backend4(u32, Backend<Address4>),
     /// A backend's IPv6 endpoint by id.
@@ -37,6 +41,12 @@ pub enum Record {
     Pod6(Address6, Pod),
     /// How many services select a target.
     Target(TargetKey, u32),
+    /// A target that clients of a service may stay with.
+    Eligible(EligibleKey),
+    /// IPv4 clients of a service that frontends with ranges admit.
+    Range4(RangeKey<Address4>),
+    /// IPv6 clients of a service that frontends with ranges admit.
+    Range6(RangeKey<Address6>),
     /// The name of a service id.
     ServiceName(u32, ServiceName),
     /// The name of a backend id.
@@ -58,6 +68,12 @@ pub enum RecordKey {
     Pod6(Address6),
     /// See [`Record::Target`].
     Target(TargetKey),
+    /// See [`Record::Eligible`].
+    Eligible(EligibleKey),
+    /// See [`Record::Range4`].
+    Range4(RangeKey<Address4>),
+    /// See [`Record::Range6`].
+    Range6(RangeKey<Address6>),
     /// See [`Record::ServiceName`].
     ServiceName(u32),
     /// See [`Record::BackendName`].
@@ -92,6 +108,10 @@ pub struct Capacity {
     pub pods: u32,
     /// Entries of `targets`.
     pub targets: u32,
+    /// Entries of `eligible`.
+    pub eligible: u32,
+    /// Entries of `ranges_v4` and `ranges_v6` each.
+    pub ranges: u32,
 }
 
 /// Where records are kept.
@@ -112,11 +132,22 @@ pub trait Tables {
     /// At the first change that fails; the error says which, and those before it are in force.
     fn write(&mut self, changes: &[Change]) -> anyhow::Result<()>;
 
-    /// Backend ids that flow entries still name, so that an id is not given to another backend while they live.
+    /// What flow entries name.
     ///
     /// # Errors
     /// When a flow table cannot be read.
-    fn backends_in_flows(&self) -> anyhow::Result<std::collections::BTreeSet<u32>>;
+    fn in_flows(&self) -> anyhow::Result<InFlows>;
+}
+
+/// What flows name, half-open ones included: it is not given away, and the gate lets it in, while they live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InFlows {
+    /// Backend ids.
+    pub backends: BTreeSet<u32>,
+    /// What their clients address.
+    pub frontends: BTreeSet<Frontend>,
+    /// Who answers.
+    pub targets: BTreeSet<TargetKey>,
 }
 
 /// The slice of `slots` a service points to, if it has one.

@@ -24,7 +24,7 @@ pub mod names {
     pub const SLOTS: &str = "slots";
     /// [`super::TargetKey`] → services that select it.
     pub const TARGETS: &str = "targets";
-    /// [`super::EligibleKey`] → 1; for services with session affinity only.
+    /// [`super::EligibleKey`] → 1; for services with session affinity, and those of UDP.
     pub const ELIGIBLE: &str = "eligible";
     /// Service id → [`super::ServiceName`]; read by people and by the agent after a restart.
     pub const SERVICE_NAMES: &str = "service_names";
@@ -235,6 +235,8 @@ impl DeviceFlags {
     pub const XDP_TRANSMIT: u32 = 2;
     /// Pods of this node are behind it, and our reverse program is at its TC ingress.
     pub const POD_SIDE: u32 = 4;
+    /// Any device will do, also one that is not ours; in no map.
+    pub const ANY: u32 = 0;
     /// Its driver gives XDP no metadata. Set by the XDP program when it finds out; the agent moves the device to TC.
     pub const NO_METADATA: u32 = 8;
 }
@@ -339,7 +341,7 @@ pub struct TargetKey {
     pub pad: u8,
 }
 
-/// Key of map `eligible`: a target that new flows of a service may be given to.
+/// Key of map `eligible`: a target that a service may use, and for what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct EligibleKey {
@@ -349,8 +351,18 @@ pub struct EligibleKey {
     pub backend: u32,
     /// Port on the backend.
     pub port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// [`Role`].
+    pub role: u16,
+}
+
+/// What a service may use a target for: values of [`EligibleKey::role`].
+pub struct Role;
+
+impl Role {
+    /// New flows of clients that stay with it; for services with session affinity.
+    pub const NEW: u16 = 0;
+    /// Flows that are open; for services of UDP, whose flows move when their target serves no more.
+    pub const OPEN: u16 = 1;
 }
 
 /// A client of a service.
@@ -520,7 +532,7 @@ pub struct WireKey<A> {
 }
 
 /// A connection that the node's stack carried before vmlb came, and goes on carrying: packets of this tuple are left to
-/// it. Requests of UDP (those of TCP tell themselves); replies to what kube-proxy masqueraded are noted too, for people.
+/// it. Requests of UDP (those of TCP tell themselves), and replies to what kube-proxy masqueraded: no flow gets such a tuple.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Inherited {
@@ -671,6 +683,14 @@ pub struct Hop {
     pub source: [u8; 6],
     /// MAC address of the next hop.
     pub destination: [u8; 6],
+    /// Octets that a packet on this way may have, from the IP header on.
+    pub mtu: u32,
+}
+
+impl Hop {
+    /// No hop yet, and nothing too big for it.
+    pub const NOWHERE: Self =
+        Self { stamp: 0, filled: 0, ifindex: 0, source: [0; 6], destination: [0; 6], mtu: u32::MAX };
 }
 
 /// Packets and octets (IP headers included) of one backend on one CPU.
@@ -744,7 +764,7 @@ const _: () = {
     assert!(size_of::<ReplyKey<Address4>>() == 16 && size_of::<ReplyKey<Address6>>() == 28);
     assert!(size_of::<Flow<Address4>>() == 32 && size_of::<Flow<Address6>>() == 44);
     assert!(
-        size_of::<Hop>() == 24 && size_of::<Reply<Address4>>() == 60 && size_of::<Reply<Address6>>() == 84
+        size_of::<Hop>() == 28 && size_of::<Reply<Address4>>() == 64 && size_of::<Reply<Address6>>() == 88
     );
     assert!(size_of::<Backend<Address4>>() == 12 && size_of::<Backend<Address6>>() == 24);
     assert!(size_of::<Service>() == 16 && size_of::<Target>() == 8 && size_of::<TargetKey>() == 8);

@@ -15,6 +15,7 @@ mod end;
 mod forward;
 mod gate;
 mod hop;
+mod icmp;
 mod inherited;
 mod open;
 mod reject;
@@ -63,15 +64,22 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
     if entrance.verdict.is_final() {
         return entrance.verdict;
     }
-    if entrance.may_be_reply {
-        let verdict = Verdict::from_number(reply::remote::<F, P, K>(packet, kernel));
-        if verdict.is_final() || !entrance.may_be_request {
+    if entrance.may_be_error {
+        let verdict = Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel));
+        if verdict.is_final() {
             return verdict;
         }
+        return Verdict::from_number(icmp::from_wire::<F, P, K>(packet, kernel));
     }
-    let verdict = request::<F, P, K>(packet, kernel);
+    let mut verdict = Verdict::CONTINUE;
+    if entrance.may_be_reply {
+        verdict = Verdict::from_number(reply::remote::<F, P, K>(packet, kernel));
+    }
+    if !verdict.is_final() && entrance.may_be_request {
+        verdict = request::<F, P, K>(packet, kernel);
+    }
     if verdict.is_reject() {
-        return Verdict::from_number(reject::answer::<F, P, K>(packet, kernel, verdict.reason()));
+        return Verdict::from_number(reject::answer::<F, P, K>(packet, kernel, verdict));
     }
     verdict
 }
@@ -86,17 +94,16 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: 
     if verdict.is_final() {
         return verdict;
     }
-    let verdict = Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel));
-    if verdict.is_final() {
-        return verdict;
-    }
-    Verdict::from_number(forward::established::<F, P, K>(packet, kernel))
+    Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel))
 }
 
 #[inline(always)]
 fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     if gate::may_be_own_reset::<F, P, K>(packet, kernel) {
-        return Verdict::from_number(reply::own_reset::<F, P, K>(packet, kernel));
+        let verdict = Verdict::from_number(reply::own_reset::<F, P, K>(packet, kernel));
+        if verdict.is_final() {
+            return verdict;
+        }
     }
     local_reply::<F, P, K>(packet, kernel, Delivery::STACK)
 }
@@ -107,6 +114,13 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
     kernel: &K,
     delivery: Delivery,
 ) -> Verdict {
+    if gate::may_be_error::<F, P>(packet) {
+        return Verdict::from_number(if delivery == Delivery::STACK {
+            icmp::leaving::<F, P, K>(packet, kernel)
+        } else {
+            icmp::from_pod::<F, P, K>(packet, kernel)
+        });
+    }
     let verdict = gate::from_pod::<F, P, K>(packet, kernel);
     if verdict.is_final() {
         return verdict;

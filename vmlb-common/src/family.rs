@@ -137,6 +137,11 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
     const ICMP: Protocol;
     /// Type and code of "port unreachable" (RFC 792, RFC 4443 section 3.1).
     const PORT_UNREACHABLE: Be16;
+    /// Type and code of "fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2); the last 16 bits of
+    /// the ICMP header are the MTU of the next hop.
+    const TOO_BIG: Be16;
+    /// Whether an ICMP message of this type is an error, and quotes the packet that caused it.
+    fn is_error(kind: u8) -> bool;
 }
 
 /// The fixed IP header, by the names both families share.
@@ -165,8 +170,10 @@ pub trait Header: Copy + 'static {
     fn ttl(&self) -> u8;
     /// Takes one hop off; returns the change for the header's own checksum.
     fn decrement_ttl(&mut self) -> Delta;
-    /// Applies `delta` to the header's own checksum, if it has one.
-    fn fix_checksum(&mut self, delta: Delta);
+    /// Whether routers may cut the packet.
+    fn may_be_cut(&self) -> bool;
+    /// Applies `delta` to the header's own checksum, if it has one; returns the change of that field.
+    fn fix_checksum(&mut self, delta: Delta) -> Delta;
     /// Writes a whole header of this node's own, its checksum included; `length` octets follow it.
     fn originate(
         &mut self,
@@ -190,6 +197,13 @@ impl Family for V4 {
     const UDP_CHECKSUM_OPTIONAL: bool = true;
     const ICMP: Protocol = Protocol::ICMP;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0303);
+    const TOO_BIG: Be16 = Be16::new(0x0304);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem; the others are gone (RFC 6633) or redirects.
+        kind == 3 || kind == 11 || kind == 12
+    }
 }
 
 impl Family for V6 {
@@ -200,6 +214,13 @@ impl Family for V6 {
     const UDP_CHECKSUM_OPTIONAL: bool = false;
     const ICMP: Protocol = Protocol::ICMPV6;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0104);
+    const TOO_BIG: Be16 = Be16::new(0x0200);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Those that are defined; all below 128 are errors (RFC 4443 section 2.1).
+        matches!(kind, 1..=4)
+    }
 }
 
 impl Header for Ipv4Header {
@@ -264,8 +285,15 @@ impl Header for Ipv4Header {
     }
 
     #[inline(always)]
-    fn fix_checksum(&mut self, delta: Delta) {
-        self.checksum = delta.apply(self.checksum);
+    fn may_be_cut(&self) -> bool {
+        self.fragment.get() & 0x4000 == 0
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&mut self, delta: Delta) -> Delta {
+        let old = self.checksum;
+        self.checksum = delta.apply(old);
+        Delta::ZERO.word(old, self.checksum)
     }
 
     #[inline(always)]
@@ -357,7 +385,14 @@ impl Header for Ipv6Header {
     }
 
     #[inline(always)]
-    fn fix_checksum(&mut self, _delta: Delta) {}
+    fn may_be_cut(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&mut self, _delta: Delta) -> Delta {
+        Delta::ZERO
+    }
 
     #[inline(always)]
     fn originate(&mut self, source: &Address6, destination: &Address6, protocol: Protocol, length: u16) {

@@ -121,6 +121,8 @@ pub enum Route {
         source: [u8; 6],
         /// The next hop's MAC address.
         destination: [u8; 6],
+        /// Octets that a packet may have there, from the IP header on.
+        mtu: u32,
     },
     /// Device known, next hop's MAC address not (yet).
     NoNeighbour {
@@ -209,6 +211,9 @@ impl Step {
     /// The verdict; detail: [`crate::verdict::Verdict::number`].
     pub const VERDICT: Self = Self(9);
 
+    /// An ICMP error quotes a packet of a flow; detail: backend id.
+    pub const QUOTED: Self = Self(10);
+
     /// The word for people.
     pub const fn name(self) -> &'static str {
         match self {
@@ -221,6 +226,7 @@ impl Step {
             Self::REPLY => "reply",
             Self::ROUTED => "routed",
             Self::VERDICT => "verdict",
+            Self::QUOTED => "quoted",
             _ => "?",
         }
     }

@@ -27,8 +27,10 @@
 //! | 3 | reply of 2 | source rewritten to the frontend | TC egress of the uplink |
 //! | 4 | to a frontend, backend elsewhere | DNAT and SNAT, sent by the FIB's next hop ([`abi::Delivery::REMOTE`]) | XDP |
 //! | 5 | reply of 4 | both undone, sent to the client | XDP |
-//! | – | to a frontend, backend here, but its reply would miss our egress program or its tuple is another flow's | DNAT and SNAT into the pod's device ([`abi::Delivery::DEVICE`]), undone at that device's TC ingress | TC |
-//! | 9 | frontend without a usable backend | dropped where policy Local says so, else the stack's | XDP |
+//! | – | to a frontend, backend here, but its reply would miss our egress program | DNAT and SNAT into the pod's device ([`abi::Delivery::DEVICE`]), undone at that device's TC ingress | TC |
+//! | 7 | ICMP error that quotes a flow's packet | both translated, so that each end learns of what it sent itself | XDP, TC |
+//! | 9 | frontend without a usable backend | dropped where policy Local says so, else answered: RST, port unreachable | XDP |
+//! | – | larger than the way on takes | answered with the way's MTU, where it must not be cut | XDP |
 //! | 10 | device without XDP | the same stages at TC ingress | TC |
 //!
 //! What XDP cannot send itself (next hop's MAC address unknown, device that XDP cannot send through, a pod's device) it
@@ -41,7 +43,14 @@
 //! [`datapath`] has them in order. *Gate*: bitmaps tell most foreign packets. *Reply*: a packet to a SNAT address.
 //! *Established*: a request of a proved flow. *Open*: sees to it that a request has a flow. *Half-open*: a request of a
 //! flow not proved yet, and its proof. A stage decides ([`verdict::Verdict`]) or lets the next one; state is in tables,
-//! not in arguments, because the BPF stack has 512 octets along a chain of calls.
+//! not in arguments, because the BPF stack has 512 octets along a chain of calls. What is to be refused is answered last, by
+//! a stage that makes the packet its own answer, so many a second ([`abi::Bucket`]); at TC the stack is left to refuse.
+//!
+//! # Clients
+//!
+//! Source ranges and session affinity are looked at once a flow, when it opens. A client stays with a target by
+//! (service port, address): in an LRU table until one of its flows is proved, then in a table that nothing evicts, so that
+//! a flood of invented clients costs real ones nothing. What may be chosen is in map `eligible`; anything else is a miss.
 //!
 //! # Flows
 //!

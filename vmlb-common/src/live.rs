@@ -189,6 +189,13 @@ impl Slot {
         unsafe { (&raw const (*self.0.as_ptr()).ifindex).read_volatile() }
     }
 
+    /// Octets that a packet may have, from the IP header on.
+    #[inline(always)]
+    pub fn mtu(self) -> u32 {
+        // SAFETY: live and aligned by `Slot::new`.
+        unsafe { (&raw const (*self.0.as_ptr()).mtu).read_volatile() }
+    }
+
     /// The next hop's MAC address.
     #[inline(always)]
     pub fn destination(self) -> [Be16; 3] {
@@ -214,6 +221,7 @@ impl Slot {
             (&raw mut (*hop).ifindex).write_volatile(from.ifindex);
             (&raw mut (*hop).source).write(from.source);
             (&raw mut (*hop).destination).write(from.destination);
+            (&raw mut (*hop).mtu).write_volatile(from.mtu);
             (&raw mut (*hop).stamp).write_volatile(from.stamp);
         }
     }

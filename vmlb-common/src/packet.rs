@@ -44,6 +44,9 @@ pub trait Packet {
     /// Octets of the frame, Ethernet header included. In TC it may count segments not yet cut (GSO).
     fn length(&self) -> u32;
 
+    /// Octets of the frame, or 0 where it stands for segments not yet cut, whose length is their sender's affair.
+    fn uncut_length(&self) -> u32;
+
     /// Index of the device the packet came in by (at egress: leaves by).
     fn ifindex(&self) -> u32;
 
@@ -160,18 +163,23 @@ pub fn fix_in_place<F: Family, P: Packet>(
     let both = addresses.and(ports);
     if protocol == Protocol::TCP {
         if let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() {
-            frame.ip.fix_checksum(header);
+            let _field = frame.ip.fix_checksum(header);
             frame.transport.checksum = both.apply(frame.transport.checksum);
         }
     } else if let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() {
-        frame.ip.fix_checksum(header);
-        let old = frame.transport.checksum;
-        // RFC 768: zero means "no checksum"; a sum that comes out as zero is sent as all ones.
-        if !F::UDP_CHECKSUM_OPTIONAL || old != Be16::default() {
-            let new = both.apply(old);
-            frame.transport.checksum = if new == Be16::default() { Be16::from_raw(0xffff) } else { new };
-        }
+        let _field = frame.ip.fix_checksum(header);
+        frame.transport.checksum = udp_checksum::<F>(frame.transport.checksum, both);
     }
+}
+
+/// A UDP checksum after a change. RFC 768: zero means "no checksum"; a sum that comes out as zero is sent as all ones.
+#[inline(always)]
+pub fn udp_checksum<F: Family>(old: Be16, change: Delta) -> Be16 {
+    if F::UDP_CHECKSUM_OPTIONAL && old == Be16::default() {
+        return old;
+    }
+    let new = change.apply(old);
+    if new == Be16::default() { Be16::from_raw(0xffff) } else { new }
 }
 
 /// [`Packet::send`]'s part for hooks that send frames: both MAC addresses.

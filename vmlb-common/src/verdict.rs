@@ -47,6 +47,18 @@ impl Verdict {
         Self(Self::REJECT | reason.0 << 8)
     }
 
+    /// To be refused because the way on takes no more than `mtu` octets, from the IP header on.
+    #[inline(always)]
+    pub const fn too_big(mtu: u32) -> Self {
+        Self(Self::REJECT | Reason::TOO_BIG.0 << 8 | mtu << 16)
+    }
+
+    /// The MTU of [`Verdict::too_big`]; 0 for others.
+    #[inline(always)]
+    pub const fn mtu(self) -> u32 {
+        self.0 >> 16
+    }
+
     /// Made into the answer that refuses it, and back out of the device it came in by.
     #[inline(always)]
     pub const fn answer(reason: Reason) -> Self {
@@ -92,7 +104,7 @@ impl Verdict {
     /// The reason; [`Reason::NONE`] where none belongs.
     #[inline(always)]
     pub const fn reason(self) -> Reason {
-        Reason(self.0 >> 8)
+        Reason(self.0 >> 8 & 0xff)
     }
 
     /// As a number, for stages that return across a BPF subprogram boundary.
@@ -174,9 +186,11 @@ reasons! {
     20 POD_DEVICE "pod_device" "Deferred to TC: the packet goes to a pod's host-side device.";
     21 TABLE_FULL_ESTABLISHED "table_full_established" "Counted: the flow was proved but stays evictable, the established table is full.";
     22 FORWARDING_OFF "forwarding_off" "Punted: IP forwarding is off on the device.";
-    23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came.";
+    23 INHERITED "inherited" "Punted: the connection was the stack's before vmlb came, or the tuple it would get is.";
     24 SOURCE_RANGE "source_range" "Dropped: loadBalancerSourceRanges does not admit the client.";
     25 REJECT_LIMIT "reject_limit" "Dropped: to be rejected, but this CPU has sent as many answers in this second as it may.";
+    26 TOO_BIG "too_big" "Rejected: the packet is larger than the way on takes, and must not be cut.";
+    27 UNCUTTABLE "uncuttable" "Dropped: the packet is larger than the way on takes, and nobody here cuts it.";
 }
 
 impl Reason {

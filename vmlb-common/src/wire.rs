@@ -289,7 +289,7 @@ pub struct UdpHeader {
     pub checksum: Be16,
 }
 
-/// The header of an ICMP or ICMPv6 error without a number of its own (RFC 792, RFC 4443 section 3.1).
+/// The header of an ICMP or ICMPv6 error (RFC 792, RFC 4443 section 3).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct IcmpHeader {
@@ -297,8 +297,8 @@ pub struct IcmpHeader {
     pub kind: Be16,
     /// Checksum; for ICMPv6 over the pseudo header too.
     pub checksum: Be16,
-    /// Zero.
-    pub unused: [Be16; 2],
+    /// What the type makes of it: a next hop's MTU, a place in the quoted packet, or nothing.
+    pub rest: [Be16; 2],
 }
 
 /// Types that may be laid over packet octets.

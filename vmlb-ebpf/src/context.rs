@@ -103,6 +103,11 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn uncut_length(&self) -> u32 {
+        self.length()
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context the kernel gave the program.
         unsafe { (*self.0).ingress_ifindex }
@@ -215,6 +220,12 @@ impl Packet for Tc {
     fn length(&self) -> u32 {
         // SAFETY: the context the kernel gave the program.
         unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn uncut_length(&self) -> u32 {
+        // SAFETY: the context the kernel gave the program.
+        if unsafe { (*self.0).gso_size } == 0 { self.length() } else { 0 }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
     bpf_fib_lookup as FibLookup, bpf_sock_tuple as SockTuple,
 };
 use aya_ebpf::helpers::generated::{
@@ -44,14 +44,25 @@ pub(crate) fn route<F: Family>(context: *mut c_void, ifindex: u32, query: &Query
     // SAFETY: the context is this program's, the structure lives on our stack.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut *lookup, size_of::<FibLookup>() as i32, 0) };
     const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+    const TOO_BIG: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
     const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
     const FORWARDING_OFF: i64 = BPF_FIB_LKUP_RET_FWD_DISABLED as i64;
     match answer {
-        SUCCESS => Route::Found { ifindex: lookup.ifindex, source: lookup.smac, destination: lookup.dmac },
+        // SAFETY: both fields of the union are numbers of 16 bits. Zero: a kernel that does not say.
+        // At TC the packet's own length is checked behind a lookup that has succeeded (`bpf_skb_fib_lookup`).
+        SUCCESS | TOO_BIG => match unsafe { lookup.__bindgen_anon_1.mtu_result } {
+            0 => found(lookup, u32::MAX),
+            mtu => found(lookup, u32::from(mtu)),
+        },
         NO_NEIGHBOUR => Route::NoNeighbour { ifindex: lookup.ifindex },
         FORWARDING_OFF => Route::ForwardingOff,
         _ => Route::None,
     }
+}
+
+#[inline(always)]
+fn found(lookup: &FibLookup, mtu: u32) -> Route {
+    Route::Found { ifindex: lookup.ifindex, source: lookup.smac, destination: lookup.dmac, mtu }
 }
 
 /// Whether a socket of this namespace would take the packet. [`Ends`] has the layout of `struct bpf_sock_tuple` for

@@ -1,4 +1,4 @@
-//! The build of vmlb: `cargo xtask setup`, `build-ebpf`, `build`, `demo`, `test` and `bench`, one file each.
+//! The build of vmlb: `cargo xtask setup`, `build-ebpf`, `build`, `demo`, `test`, `image` and `bench`, one file each.
 //! Every command first does what `setup` does where something is missing.
 
 mod bench;
@@ -6,7 +6,10 @@ mod budget;
 mod build;
 mod build_ebpf;
 mod command;
+mod contract;
 mod demo;
+mod guest;
+mod image;
 mod object;
 mod setup;
 mod stack;
@@ -33,7 +36,9 @@ enum Task {
     Build,
     Demo(demo::Arguments),
     Test(test::Arguments),
+    Image(image::Arguments),
     Bench(bench::Arguments),
+    Guest(guest::Arguments),
     #[command(hide = true)]
     VerifyObject(verify::Arguments),
 }
@@ -45,7 +50,9 @@ fn main() -> ExitCode {
         Task::Build => build::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Guest(arguments) => guest::run(&arguments),
         Task::VerifyObject(arguments) => verify::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: finds what the build, the demo and the tests need, installs what is missing, and says what
 //! it found and did.
 
+pub mod guests;
 pub mod linker;
 pub mod packages;
 pub mod toolchain;
@@ -18,6 +19,9 @@ pub struct Arguments {
     /// Only report; exit code 1 if something is missing
     #[arg(long)]
     check: bool,
+    /// Also what guests of the tests take: QEMU, and kernels that are unpacked into the cache
+    #[arg(long)]
+    guests: bool,
 }
 
 /// What builds the BPF object.
@@ -34,10 +38,15 @@ pub struct Bpf {
 /// Something is missing and cannot be installed.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.check {
-        return Ok(check());
+        let tools = check();
+        return Ok(if arguments.guests && !guests::check() { ExitCode::FAILURE } else { tools });
     }
     let bpf = ready()?;
     report(&bpf);
+    if arguments.guests {
+        guests::ready_for_tests()?;
+        guests::check();
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,26 +6,38 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
+use vmlb_guest::kernel;
 
 use crate::build::Profile;
 use crate::command::{self, Artifact};
-use crate::test_output::{Reader, Tally};
-use crate::{budget, build, build_ebpf, verify};
+use crate::guest::{self, Selection};
+use crate::setup::guests;
+use crate::test_output::{Outcomes, Reader, Tally};
+use crate::{budget, build, build_ebpf, contract, verify};
 
 /// Run every test: of each crate on the host, of the object in the kernel, end to end in network namespaces
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only tests whose name contains this; `cluster`: only the suite against the etcd and kube-apiserver in the folder
-    /// that KUBEBUILDER_ASSETS names
+    /// that KUBEBUILDER_ASSETS names; `guest`: the rig's tests under another kernel, in an emulated machine
     filter: Option<String>,
+    /// After `guest`: only tests whose name contains this
+    within: Option<String>,
+    /// After `guest`: the package that names the kernel
+    #[arg(long, default_value = kernel::FULL)]
+    kernel: String,
 }
+
+/// The argument of guests.
+const GUEST: &str = "guest";
 
 /// The argument, and the test binary, of real clusters.
 const CLUSTER: &str = "cluster";
 
 /// Packages in the order of their tests, fastest first.
-const PACKAGES: [Package; 4] = [
+const PACKAGES: [Package; 5] = [
     Package { name: "vmlb-common", rights: Rights::Own },
+    Package { name: "vmlb-guest", rights: Rights::Own },
     Package { name: "vmlb-agent", rights: Rights::Own },
     Package { name: "xtask", rights: Rights::Own },
     Package { name: "vmlb-tests", rights: Rights::Root },
@@ -50,7 +62,13 @@ enum Rights {
 /// A build fails, or there are no rights to run what needs root.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let vmlb = build::agent(Profile::Dev)?;
-    let mut tally = Tally::default();
+    let (mut tally, mut outcomes) = (Tally::default(), Outcomes::default());
+    if arguments.filter.as_deref() == Some(GUEST) {
+        let selection = Selection::Rig(arguments.within.as_deref());
+        tally += guest::test(&arguments.kernel, selection, &rig()?, &vmlb)?;
+        println!("{tally}");
+        return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if arguments.filter.as_deref() == Some(CLUSTER) {
         tally += cluster(&vmlb)?;
         println!("{tally}");
@@ -58,19 +76,53 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.filter.is_none() {
         tally += verifier_budget();
+        if let Err(error) = guests::ready_for_tests() {
+            println!("guests: {error:#}; what takes them is skipped");
+        }
     }
     for package in &PACKAGES {
         let mut cargo = command::cargo();
         cargo.args(["test", "--no-run", "--package", package.name]);
         for artifact in command::artifacts(cargo)? {
-            // Programs that tests start are named like the package's targets too; only test binaries live in `deps`.
-            if artifact.executable.parent().is_some_and(|folder| folder.ends_with("deps")) {
-                tally += run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+            if is_test(&artifact) && !guest::is_for_guests(&artifact.target) {
+                let (counts, of_tests) = run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+                tally += counts;
+                outcomes.extend(of_tests);
             }
         }
     }
+    if arguments.filter.is_none() {
+        tally += guest(&vmlb);
+        tally += contract::tally(&outcomes);
+    }
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether cargo's artifact is a test binary: programs that tests start are named like the package's targets too, but only
+/// test binaries live in `deps`.
+fn is_test(artifact: &Artifact) -> bool {
+    artifact.executable.parent().is_some_and(|folder| folder.ends_with("deps"))
+}
+
+/// The test binaries of the rig.
+fn rig() -> Result<Vec<Artifact>> {
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--no-run", "--package", "vmlb-tests"]);
+    Ok(command::artifacts(cargo)?.into_iter().filter(is_test).collect())
+}
+
+/// What runs in guests only. Where guests cannot be made at all, that is said and counted as one skipped test.
+fn guest(vmlb: &Path) -> Tally {
+    if let Err(error) = guests::ready(kernel::FULL) {
+        println!("\nSKIPPED: guests: {error:#}");
+        return Tally { skipped: 1, ..Tally::default() };
+    }
+    let ran = rig().and_then(|artifacts| guest::test(kernel::FULL, Selection::Own, &artifacts, vmlb));
+    ran.unwrap_or_else(|error| {
+        println!("test guests ... FAILED\n{error:#}");
+        Tally::one_failed()
+    })
 }
 
 /// The tests against a real API server; they need no rights.
@@ -81,7 +133,7 @@ fn cluster(vmlb: &Path) -> Result<Tally> {
     let artifacts = command::artifacts(cargo)?;
     let mut ours = artifacts.iter().filter(|artifact| artifact.target == CLUSTER);
     ours.try_fold(Tally::default(), |mut tally, artifact| {
-        tally += run_binary(artifact, &package, vmlb, None)?;
+        tally += run_binary(artifact, &package, vmlb, None)?.0;
         Ok(tally)
     })
 }
@@ -103,12 +155,21 @@ fn verifier_budget() -> Tally {
 
 /// Runs one test binary, passing its lines on as they come. Binaries run one after another: several use the same
 /// cores and measure time.
-fn run_binary(artifact: &Artifact, package: &Package, vmlb: &Path, filter: Option<&str>) -> Result<Tally> {
+fn run_binary(
+    artifact: &Artifact,
+    package: &Package,
+    vmlb: &Path,
+    filter: Option<&str>,
+) -> Result<(Tally, Outcomes)> {
     println!("\n{} {}", package.name, artifact.target);
-    let variables = [("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
+    let mut variables =
+        vec![("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
     let mut command = match package.rights {
         Rights::Own => Command::new(&artifact.executable),
-        Rights::Root => command::as_root(&artifact.executable, variables)?,
+        Rights::Root => {
+            variables.extend(guest::variables().iter().map(|(name, value)| (*name, value.as_os_str())));
+            command::as_root(&artifact.executable, variables.iter().copied())?
+        }
     };
     command.envs(variables).args(filter).arg("--show-output");
     command.current_dir(&artifact.package).stdout(Stdio::piped());
@@ -124,5 +185,6 @@ fn run_binary(artifact: &Artifact, package: &Package, vmlb: &Path, filter: Optio
     }
     std::io::stdout().flush()?;
     let status = child.wait()?;
-    Ok(reader.finish(status.success()))
+    let outcomes = reader.outcomes();
+    Ok((reader.finish(status.success()), outcomes))
 }

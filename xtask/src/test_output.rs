@@ -3,6 +3,7 @@
 //! A test that cannot run on this machine prints `SKIPPED: name: why` and returns; libtest calls that passed, we do
 //! not.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::AddAssign;
 
@@ -21,6 +22,11 @@ impl Tally {
     /// One test that held.
     pub const fn one_passed() -> Self {
         Self { passed: 1, failed: 0, skipped: 0 }
+    }
+
+    /// One test that could not run here.
+    pub const fn one_skipped() -> Self {
+        Self { passed: 0, failed: 0, skipped: 1 }
     }
 
     /// One test that did not hold.
@@ -43,6 +49,58 @@ impl fmt::Display for Tally {
     }
 }
 
+/// How a test ended; of several the last here counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// It held.
+    Passed,
+    /// It could not run here, or is marked as ignored.
+    Skipped,
+    /// It did not hold.
+    Failed,
+}
+
+/// How the tests ended, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes(BTreeMap<String, Outcome>);
+
+impl Outcomes {
+    /// How the tests of that name ended: in whatever modules, or by a path.
+    pub fn of(&self, name: &str) -> Option<Outcome> {
+        let is_meant =
+            |path: &str| path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with("::"));
+        self.0.iter().filter(|(path, _)| is_meant(path)).map(|(_, outcome)| *outcome).max()
+    }
+
+    fn note(&mut self, name: &str, outcome: Outcome) {
+        let known = self.0.entry(name.to_owned()).or_insert(outcome);
+        *known = (*known).max(outcome);
+    }
+}
+
+impl FromIterator<(String, Outcome)> for Outcomes {
+    fn from_iter<I: IntoIterator<Item = (String, Outcome)>>(outcomes: I) -> Self {
+        let mut all = Self::default();
+        all.extend(outcomes);
+        all
+    }
+}
+
+impl Extend<(String, Outcome)> for Outcomes {
+    fn extend<I: IntoIterator<Item = (String, Outcome)>>(&mut self, outcomes: I) {
+        outcomes.into_iter().for_each(|(name, outcome)| self.note(&name, outcome));
+    }
+}
+
+impl IntoIterator for Outcomes {
+    type Item = (String, Outcome);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Outcome>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 /// Where in libtest's output we are.
 #[derive(Default, PartialEq, Eq)]
 enum Part {
@@ -59,6 +117,7 @@ pub struct Reader {
     part: Part,
     skips: u32,
     result: Option<Tally>,
+    outcomes: Outcomes,
 }
 
 impl Reader {
@@ -66,7 +125,11 @@ impl Reader {
     pub fn read<'line>(&mut self, line: &'line str) -> Option<&'line str> {
         if self.part != Part::Failures && is_skip(line) {
             self.skips += 1;
+            self.note_skip(line);
             return Some(line);
+        }
+        if let Some((name, outcome)) = parse_outcome(line) {
+            self.outcomes.note(name, outcome);
         }
         match line {
             "successes:" => self.part = Part::Successes,
@@ -79,6 +142,19 @@ impl Reader {
             return Some(line);
         }
         (self.part != Part::Successes).then_some(line)
+    }
+
+    /// A test says its name with the reason; libtest will call it passed, by its path.
+    fn note_skip(&mut self, line: &str) {
+        let said = line.to_ascii_lowercase().find("skipped:").and_then(|start| line.get(start + 8..));
+        if let Some(name) = said.and_then(|said| said.trim_start().split(':').next()) {
+            self.outcomes.note(name, Outcome::Skipped);
+        }
+    }
+
+    /// How each test ended so far.
+    pub fn outcomes(&self) -> Outcomes {
+        self.outcomes.clone()
     }
 
     /// The counts, given whether the binary ended well. A binary without a result died, or has a harness of its own
@@ -104,6 +180,18 @@ fn is_skip(line: &str) -> bool {
     // With one thread and no capture the line follows libtest's `test name ... `.
     let line = line.rsplit_once(" ... ").map_or(line, |(_, said)| said);
     line.trim_start().get(..8).is_some_and(|start| start.eq_ignore_ascii_case("skipped:"))
+}
+
+/// Name and outcome in `test name ... ok`; ` - should panic` and an ignored test's reason do not belong to them.
+fn parse_outcome(line: &str) -> Option<(&str, Outcome)> {
+    let (name, word) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let outcome = match word.split([',', ' ']).next()? {
+        "ok" => Outcome::Passed,
+        "FAILED" => Outcome::Failed,
+        "ignored" => Outcome::Skipped,
+        _ => return None,
+    };
+    Some((name.split(" - ").next()?, outcome))
 }
 
 /// The counts in `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
@@ -148,6 +236,22 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn a_test_that_skips_itself_is_not_passed() {
         assert_eq!(read(PASSING, true).1, Tally { passed: 1, failed: 0, skipped: 2 });
+    }
+
+    #[test]
+    fn the_outcome_of_each_test_is_known_by_its_path_and_by_its_name() {
+        let mut reader = Reader::default();
+        let output = "test a::one ... ok\ntest b::two ... FAILED\ntest c::three ... ignored, a measurement\n\
+                      test four - should panic ... ok\n\nSKIPPED: five: no SCTP: at all\ntest d::five ... ok\n";
+        for line in output.lines() {
+            reader.read(line);
+        }
+        let outcomes = reader.outcomes();
+        let known = ["a::one", "one", "two", "three", "four", "five", "six"].map(|name| outcomes.of(name));
+        use Outcome::{Failed, Passed, Skipped};
+        let wanted =
+            [Some(Passed), Some(Passed), Some(Failed), Some(Skipped), Some(Passed), Some(Skipped), None];
+        assert_eq!(known, wanted);
     }
 
     #[test]

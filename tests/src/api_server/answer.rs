@@ -17,9 +17,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use vmlb_agent::object::Kind;
 
 use super::fault::Blow;
+use super::resource::{Resource, Route};
 use super::selector::Selector;
 use super::store::Gone;
-use super::{Asked, Shared};
+use super::{Asked, Shared, write};
 
 type Body = BoxBody<Bytes, io::Error>;
 type Pieces = mpsc::Sender<io::Result<Frame<Bytes>>>;
@@ -44,35 +45,60 @@ pub(crate) async fn answer(
     if let Some(code) = faults.refuse {
         return Ok(refusal(code, "Forbidden", "it is scripted so"));
     }
-    let path = request.uri().path();
+    let (parts, body) = request.into_parts();
     let query: Vec<(String, String)> =
-        form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
-    let kind = match path {
-        "/api/v1/services" => Kind::Service,
-        "/apis/discovery.k8s.io/v1/endpointslices" => Kind::EndpointSlice,
-        "/api/v1/nodes" => Kind::Node,
-        "/api/v1/pods" => Kind::Pod,
-        path => return Ok(node(&shared, path)),
-    };
+        form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let word = |name: &str| {
         query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default()
     };
+    let is_watch = word("watch") == "true";
+    let route = Route::read(&parts.method, parts.uri.path(), is_watch);
+    let Some(route) = route.filter(|route| !faults.absent.contains(&route.resource.group)) else {
+        return Ok(refusal(404, "NotFound", "the server could not find the requested resource"));
+    };
+    shared.note_right(route.right());
+    let forbidden = |(verb, plural): &(&str, &str)| {
+        (*verb == "*" || *verb == route.verb) && *plural == route.resource.plural
+    };
+    if faults.forbidden.iter().any(forbidden) {
+        return Ok(refusal(403, "Forbidden", &route.forbidden()));
+    }
     let Some(selector) = Selector::read(word("labelSelector"), word("fieldSelector")) else {
         return Ok(refusal(400, "BadRequest", "a selector that this server does not know"));
     };
-    let is_watch = word("watch") == "true";
-    shared.note(Asked { kind, is_watch, query: query.clone() });
-    Ok(if is_watch {
-        let watch = Watch {
-            kind,
-            selector,
-            version: word("resourceVersion").parse().unwrap_or(0),
-            end: Instant::now() + word("timeoutSeconds").parse().map_or(FOREVER, Duration::from_secs),
-            bookmarks: faults.bookmarks.filter(|_| word("allowWatchBookmarks") == "true").unwrap_or(FOREVER),
-        };
-        begin_watch(shared.clone(), watch)
-    } else {
-        page(&shared, kind, &selector, word("limit").parse().unwrap_or(0), word("continue"))
+    let selector = selector.within(route.namespace.as_deref());
+    if let Some(kind) =
+        Kind::from_name(route.resource.kind).filter(|_| matches!(route.verb, "list" | "watch"))
+    {
+        shared.note(Asked { kind, is_watch, query: query.clone() });
+        if is_watch {
+            let watch = Watch {
+                kind,
+                selector,
+                version: word("resourceVersion").parse().unwrap_or(0),
+                end: Instant::now() + word("timeoutSeconds").parse().map_or(FOREVER, Duration::from_secs),
+                bookmarks: faults
+                    .bookmarks
+                    .filter(|_| word("allowWatchBookmarks") == "true")
+                    .unwrap_or(FOREVER),
+            };
+            return Ok(begin_watch(shared.clone(), watch));
+        }
+    }
+    Ok(match route.verb {
+        "list" => {
+            page(&shared, route.resource, &selector, word("limit").parse().unwrap_or(0), word("continue"))
+        }
+        "watch" => refusal(405, "MethodNotAllowed", "this server does not watch that"),
+        _ => {
+            let octets = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
+            let keeps =
+                if word("dryRun") == "All" { write::Keeps::Nothing } else { write::Keeps::Everything };
+            match write::carry_out(&shared, &route, &octets, keeps) {
+                Ok((code, object)) => respond(code, vec![Ok(object.to_string())], None),
+                Err(write::Refusal { code, reason, message }) => refusal(code, reason, &message),
+            }
+        }
     })
 }
 
@@ -126,14 +152,6 @@ fn cut() -> io::Error {
     io::Error::other("cut by script")
 }
 
-fn node(shared: &Shared, path: &str) -> Response<Body> {
-    let name = path.strip_prefix("/api/v1/nodes/").unwrap_or_default();
-    match shared.store().find(Kind::Node, "", name) {
-        Some(node) => respond(200, vec![Ok(node.text.clone())], None),
-        None => refusal(404, "NotFound", &format!("nodes {name:?} not found")),
-    }
-}
-
 /// Takes one of a counted fault.
 fn spend(count: &mut usize) -> bool {
     let is_due = *count > 0;
@@ -141,12 +159,18 @@ fn spend(count: &mut usize) -> bool {
     is_due
 }
 
-fn page(shared: &Shared, kind: Kind, selector: &Selector, limit: usize, token: &str) -> Response<Body> {
+fn page(
+    shared: &Shared,
+    resource: &'static Resource,
+    selector: &Selector,
+    limit: usize,
+    token: &str,
+) -> Response<Body> {
     let faults = &mut *shared.faults();
     if spend(&mut faults.gone_lists) {
         return refusal(410, "Expired", "it is scripted so");
     }
-    let page = match shared.store().page(kind, selector, limit, token) {
+    let page = match shared.store().page(resource.kind, selector, limit, token) {
         Ok(page) => page,
         Err(Gone(message)) => return refusal(410, "Expired", &message),
     };
@@ -165,8 +189,8 @@ fn page(shared: &Shared, kind: Kind, selector: &Selector, limit: usize, token: &
     let items = if items.is_empty() { "null".to_owned() } else { format!("[{}]", items.join(",")) };
     let text = format!(
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":{items}}}"#,
-        kind.name(),
-        kind.api_version()
+        resource.kind,
+        resource.api_version()
     );
     let half = text[..text.len() / 2].to_owned();
     if spend(&mut faults.truncated_lists) {
@@ -244,7 +268,7 @@ impl Watch {
         if let Some((_, late)) = late {
             sleep(late).await;
         }
-        let since = shared.store().since(self.kind, &self.selector, self.version);
+        let since = shared.store().since(self.kind.name(), &self.selector, self.version);
         let (version, shown) = match since {
             Ok(since) => since,
             Err(Gone(message)) => {

@@ -33,6 +33,14 @@ pub struct Faults {
     pub late: Option<(Kind, Duration)>,
     /// After every page of a list the store is compacted.
     pub compacts_between_pages: bool,
+    /// Verbs and resources (plural) that are forbidden; `*` as a verb: all.
+    pub forbidden: Vec<(&'static str, &'static str)>,
+    /// API groups that are not served.
+    pub absent: Vec<&'static str>,
+    /// After so many writes so many fail with 500. Rehearsals (`dryRun`) do not count.
+    pub failing_writes: Option<(usize, usize)>,
+    /// Services with selectors get EndpointSlices of the pods that they select.
+    pub makes_endpoints: bool,
 }
 
 /// What happens at once to every watch that is open.

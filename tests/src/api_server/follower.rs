@@ -9,11 +9,12 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::object::Kind;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::{RECYCLE, Sync};
 use vmlb_agent::tables::memory::Memory;
-use vmlb_agent::tables::{Capacity, Change, Record, RecordKey, Tables};
+use vmlb_agent::tables::{Capacity, Change, InFlows, Record, RecordKey, Tables};
 use vmlb_agent::watch::kube::{Access, Board, Flags, Kube, Patience};
 use vmlb_agent::watch::{Event, document};
 use vmlb_common::abi::{Backend, Service};
@@ -58,6 +59,9 @@ fn key(record: &Record) -> Option<String> {
         Record::Target(key, _) => format!("target {key:?}"),
         Record::ServiceName(id, _) => format!("service name {id}"),
         Record::BackendName(id, _) => format!("backend name {id}"),
+        Record::Eligible(key) => format!("eligible {key:?}"),
+        Record::Range4(key) => format!("range {key:?}"),
+        Record::Range6(key) => format!("range {key:?}"),
     })
 }
 
@@ -82,6 +86,9 @@ fn removed(key: &RecordKey) -> String {
         RecordKey::Target(key) => format!("target {key:?}"),
         RecordKey::ServiceName(id) => format!("service name {id}"),
         RecordKey::BackendName(id) => format!("backend name {id}"),
+        RecordKey::Eligible(key) => format!("eligible {key:?}"),
+        RecordKey::Range4(key) => format!("range {key:?}"),
+        RecordKey::Range6(key) => format!("range {key:?}"),
     }
 }
 
@@ -114,8 +121,8 @@ impl<T: Tables> Tables for Counted<T> {
         self.tables.write(changes)
     }
 
-    fn backends_in_flows(&self) -> Result<BTreeSet<u32>> {
-        self.tables.backends_in_flows()
+    fn in_flows(&self) -> Result<InFlows> {
+        self.tables.in_flows()
     }
 }
 
@@ -149,7 +156,7 @@ impl<T: Tables> Follower<T> {
             let access = Access::open(flags).await?;
             anyhow::Ok(Kube::start(access, NODE, patience).split())
         })?;
-        let mut sync = Sync::new(NODE, NodePortAddresses::default());
+        let mut sync = Sync::new(NODE, Serving::default());
         sync.facts(facts());
         let tables = Counted::new(tables);
         Ok(Self { tables, board, sync, events, runtime, ahead: Duration::ZERO })
@@ -207,6 +214,28 @@ impl<T: Tables> Follower<T> {
         }
     }
 
+    /// Follows until the tables mean `wanted`; returns how long that took. Bits of the gate may stay longer than what set
+    /// them, for the sake of flows, until somebody has looked whether there are any.
+    pub fn until_current(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        wanted: &BTreeSet<String>,
+        meaning: impl Fn(&T) -> BTreeSet<String>,
+    ) -> Result<Duration> {
+        let took = self.until(patience, what, |follower| {
+            let found = meaning(&follower.tables.tables);
+            found.symmetric_difference(wanted).all(|line| line.starts_with("gate "))
+        })?;
+        if meaning(&self.tables.tables) != *wanted {
+            self.settle()?;
+        }
+        let found = meaning(&self.tables.tables);
+        let wrong: Vec<&String> = found.symmetric_difference(wanted).collect();
+        ensure!(wrong.is_empty(), "{what}: {wrong:#?}");
+        Ok(took)
+    }
+
     /// Lets graces and ids of the past end.
     pub fn settle(&mut self) -> Result<()> {
         for _ in 0..6 {
@@ -221,7 +250,7 @@ impl<T: Tables> Follower<T> {
 
 /// What a control plane that never saw anything else makes of these objects.
 pub fn from_scratch(objects: &[Value]) -> Result<Memory> {
-    let mut sync = Sync::new(NODE, NodePortAddresses::default());
+    let mut sync = Sync::new(NODE, Serving::default());
     sync.facts(facts());
     for object in objects.iter().filter(|object| is_ours(object)) {
         for event in events(object) {

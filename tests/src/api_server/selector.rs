@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 pub struct Selector {
     labels: Vec<Term>,
     name: Option<String>,
+    namespace: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,17 +32,25 @@ impl Selector {
             "" => None,
             fields => Some(fields.strip_prefix("metadata.name=")?.to_owned()),
         };
-        Some(Self { labels, name })
+        Some(Self { labels, name, namespace: None })
+    }
+
+    /// The same, in one namespace only.
+    #[must_use]
+    pub fn within(self, namespace: Option<&str>) -> Self {
+        Self { namespace: namespace.map(str::to_owned), ..self }
     }
 
     /// Whether an object of that name with those labels is wanted.
-    pub fn admits(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+    pub fn admits(&self, namespace: &str, name: &str, labels: &BTreeMap<String, String>) -> bool {
         let holds = |term: &Term| match term {
             Term::Equal(key, value) => labels.get(key) == Some(value),
             Term::Present(key) => labels.contains_key(key),
             Term::Absent(key) => !labels.contains_key(key),
         };
-        self.name.as_deref().is_none_or(|wanted| wanted == name) && self.labels.iter().all(holds)
+        let is_named = self.name.as_deref().is_none_or(|wanted| wanted == name);
+        let is_there = self.namespace.as_deref().is_none_or(|wanted| wanted == namespace);
+        is_named && is_there && self.labels.iter().all(holds)
     }
 }
 
@@ -58,11 +67,12 @@ mod tests {
                 .collect()
         };
         let selector = Selector::read("!headless,kind=vm,on", "metadata.name=x").unwrap_or_default();
-        assert!(selector.admits("x", &labels("kind=vm on=")));
-        assert!(!selector.admits("y", &labels("kind=vm on=")));
-        assert!(!selector.admits("x", &labels("kind=vm on= headless=")));
-        assert!(!selector.admits("x", &labels("kind=pod on=")));
-        assert!(!selector.admits("x", &labels("kind=vm")));
+        assert!(selector.admits("a", "x", &labels("kind=vm on=")));
+        assert!(!selector.admits("a", "y", &labels("kind=vm on=")));
+        assert!(!selector.admits("a", "x", &labels("kind=vm on= headless=")));
+        assert!(!selector.admits("a", "x", &labels("kind=pod on=")));
+        assert!(!selector.admits("a", "x", &labels("kind=vm")));
+        assert!(!selector.within(Some("b")).admits("a", "x", &labels("kind=vm on=")));
         assert_eq!(Selector::read("", "spec.nodeName=x"), None);
         Ok(())
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vmlb_agent::object::{Kind, ObjectRef};
+use vmlb_agent::object::ObjectRef;
 
+use super::resource;
 use super::selector::Selector;
 
 /// An object in one form.
@@ -15,13 +16,14 @@ use super::selector::Selector;
 pub struct Stored {
     /// Its JSON.
     pub text: String,
+    namespace: String,
     name: String,
     labels: BTreeMap<String, String>,
 }
 
 impl Stored {
     fn is_wanted(&self, selector: &Selector) -> bool {
-        selector.admits(&self.name, &self.labels)
+        selector.admits(&self.namespace, &self.name, &self.labels)
     }
 }
 
@@ -29,7 +31,7 @@ impl Stored {
 #[derive(Clone, Debug)]
 struct Entry {
     version: u64,
-    kind: Kind,
+    kind: &'static str,
     before: Option<Arc<Stored>>,
     after: Option<Arc<Stored>>,
 }
@@ -65,10 +67,10 @@ pub struct Store {
     compacted: u64,
     /// How many stores there were before this one; part of every UID.
     age: u64,
-    objects: BTreeMap<Kind, BTreeMap<String, Arc<Stored>>>,
+    objects: BTreeMap<&'static str, BTreeMap<String, Arc<Stored>>>,
     log: VecDeque<Entry>,
     /// What lists that are not read to their end go on with, by kind, version and selector.
-    snapshots: BTreeMap<(Kind, u64), Vec<Arc<Stored>>>,
+    snapshots: BTreeMap<(&'static str, u64), Vec<Arc<Stored>>>,
 }
 
 impl Store {
@@ -87,7 +89,7 @@ impl Store {
     pub fn put(&mut self, mut object: Value) -> Result<u64> {
         let word =
             |object: &Value, field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let kind = object["kind"].as_str().and_then(Kind::from_name).context("a kind that is served")?;
+        let kind = object["kind"].as_str().and_then(resource::of_kind).context("a kind that is served")?.kind;
         let (namespace, name) = (word(&object, "namespace"), word(&object, "name"));
         let key = format!("{namespace}/{name}");
         self.version += 1;
@@ -103,7 +105,7 @@ impl Store {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
         let labels =
             labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
-        let after = Arc::new(Stored { text: object.to_string(), name, labels });
+        let after = Arc::new(Stored { text: object.to_string(), namespace, name, labels });
         self.objects.entry(kind).or_default().insert(key, after.clone());
         self.log.push_back(Entry { version: self.version, kind, before, after: Some(after) });
         Ok(self.version)
@@ -111,10 +113,15 @@ impl Store {
 
     /// Takes an object out; one that is not there changes nothing.
     pub fn delete(&mut self, object: &ObjectRef) -> u64 {
-        let key = format!("{}/{}", object.name.namespace, object.name.name);
-        if let Some(before) = self.objects.entry(object.kind).or_default().remove(&key) {
+        self.remove(object.kind.name(), &object.name.namespace, &object.name.name)
+    }
+
+    /// Takes an object of any kind out; one that is not there changes nothing.
+    pub fn remove(&mut self, kind: &'static str, namespace: &str, name: &str) -> u64 {
+        let key = format!("{namespace}/{name}");
+        if let Some(before) = self.objects.entry(kind).or_default().remove(&key) {
             self.version += 1;
-            let entry = Entry { version: self.version, kind: object.kind, before: Some(before), after: None };
+            let entry = Entry { version: self.version, kind, before: Some(before), after: None };
             self.log.push_back(entry);
         }
         self.version
@@ -134,15 +141,21 @@ impl Store {
     }
 
     /// An object by name.
-    pub fn find(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Stored>> {
-        self.objects.get(&kind)?.get(&format!("{namespace}/{name}")).cloned()
+    pub fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+        self.objects.get(kind)?.get(&format!("{namespace}/{name}")).cloned()
     }
 
     /// A page of at most `limit` objects (0: all), the first or that which `token` continues with.
     ///
     /// # Errors
     /// When a compaction came between the pages.
-    pub fn page(&mut self, kind: Kind, selector: &Selector, limit: usize, token: &str) -> Result<Page, Gone> {
+    pub fn page(
+        &mut self,
+        kind: &'static str,
+        selector: &Selector,
+        limit: usize,
+        token: &str,
+    ) -> Result<Page, Gone> {
         let expired =
             || Gone("The provided continue parameter is too old to display a consistent list".into());
         let (version, start) = match token.split_once('.') {
@@ -171,7 +184,12 @@ impl Store {
     ///
     /// # Errors
     /// When that is from before the last compaction.
-    pub fn since(&self, kind: Kind, selector: &Selector, version: u64) -> Result<(u64, Vec<Shown>), Gone> {
+    pub fn since(
+        &self,
+        kind: &'static str,
+        selector: &Selector,
+        version: u64,
+    ) -> Result<(u64, Vec<Shown>), Gone> {
         if version < self.compacted {
             return Err(Gone(format!("too old resource version: {version} ({})", self.compacted)));
         }

@@ -253,8 +253,7 @@ impl<A: Api> Suite<A> {
     fn wait_current(&mut self, what: &str, patience: Duration) -> Result<Duration> {
         let start = Instant::now();
         let wanted = (self.meaning)(&from_scratch(&self.server.objects()?)?);
-        let meaning = self.meaning;
-        self.follower.until(patience, what, |follower| meaning(&follower.tables.tables) == wanted)?;
+        self.follower.until_current(patience, what, &wanted, self.meaning)?;
         ensure!(self.follower.tables.idle.is_empty(), "{what}: idle writes: {:?}", self.follower.tables.idle);
         Ok(start.elapsed())
     }

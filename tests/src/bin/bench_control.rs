@@ -107,6 +107,8 @@ impl Rig {
             .command(agent::binary()?)
             .args(["agent", "--node-name", NODE, "--device", "eth0=tc", "--node-port-range", "25000-32767"])
             .args(["--backends", "32768", "--slots", "8388608", "--flows", "65536", "--half-flows", "16384"])
+            // Its lines are counted.
+            .args(["--log-repeats", "0"])
             .arg("--kubeconfig")
             .arg(self.server.kubeconfig())
             .arg("--pin-root")

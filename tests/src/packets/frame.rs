@@ -2,25 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::icmpv6::DestUnreachableCode as Unreachable6;
 use etherparse::{
     EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header,
-    Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader, icmpv4::DestUnreachableHeader as Unreachable4,
+    Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader, icmpv4, icmpv6,
 };
 use vmlb_common::wire::Protocol;
 
 use super::world::{NODE_MAC, ROUTER_MAC};
 
-/// A TCP or UDP packet in an Ethernet frame without tags.
+/// A TCP, UDP or ICMP packet in an Ethernet frame without tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Where it comes from.
     pub source: SocketAddr,
     /// Where it goes.
     pub destination: SocketAddr,
-    /// TCP or UDP.
+    /// TCP, UDP, ICMP or ICMPv6.
     pub protocol: Protocol,
+    /// What an ICMP packet says.
+    says: Says,
     ttl: u8,
+    may_be_cut: bool,
     macs: ([u8; 6], [u8; 6]),
     flags: Flags,
     sequence: u32,
@@ -38,6 +40,19 @@ struct Flags {
     rst: u8,
 }
 
+/// What an ICMP packet says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Says {
+    /// Echo request.
+    Echo,
+    /// Port unreachable.
+    NoPort,
+    /// Time exceeded in transit.
+    TooLong,
+    /// Larger than this MTU, and not to be cut.
+    TooBig(u16),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sum {
     Right,
@@ -50,7 +65,9 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
         source,
         destination,
         protocol: Protocol::TCP,
+        says: Says::Echo,
         ttl: 64,
+        may_be_cut: false,
         macs: (ROUTER_MAC, NODE_MAC),
         flags: Flags::default(),
         sequence: 0,
@@ -64,6 +81,15 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
 /// A UDP packet with a few octets of data.
 pub fn udp(source: SocketAddr, destination: SocketAddr) -> Frame {
     Frame { protocol: Protocol::UDP, payload: b"data".to_vec(), ..tcp(source, destination) }
+}
+
+/// An ICMP packet that quotes the first octets of another behind its IP header, if it is an error; the ports of its ends
+/// do not count.
+pub fn icmp(source: SocketAddr, destination: SocketAddr, says: Says, quoted: &Frame, octets: usize) -> Frame {
+    let protocol = if source.is_ipv4() { Protocol::ICMP } else { Protocol::ICMPV6 };
+    let headers = if source.is_ipv4() { 20 } else { 40 };
+    let quoted = quoted.octets()[14..].iter().copied().take(headers + octets).collect();
+    Frame { protocol, says, payload: quoted, ..tcp(source, destination) }
 }
 
 /// Like `frame`, between two other ends.
@@ -180,40 +206,31 @@ impl Frame {
         out
     }
 
-    /// The octets of the refusal "port unreachable", which quotes the IP header and eight octets.
-    pub fn unreachable(&self) -> Vec<u8> {
-        let whole = self.octets();
+    /// The octets of the refusal that says this, and quotes the IP header and eight octets.
+    pub fn refused(&self, says: Says) -> Vec<u8> {
         let (from, to) = self.macs;
-        let back = Frame { macs: (to, from), ttl: 64, ..between(self.destination, self.source, self) };
-        let (protocol, header) = if self.source.is_ipv4() { (1, 20) } else { (58, 40) };
-        let quoted = &whole[14..14 + header + 8];
-        let back = Frame { protocol: Protocol::new(protocol), ..back };
-        let mut out = back.octets()[..14].to_vec();
-        match back.network(8 + quoted.len()) {
-            Network::V4(ip) => {
-                ip.write(&mut out).expect("a vector takes everything");
-                let kind = Icmpv4Type::DestinationUnreachable(Unreachable4::Port);
-                out.extend(Icmpv4Header::with_checksum(kind, quoted).to_bytes());
-            }
-            Network::V6(ip) => {
-                ip.write(&mut out).expect("a vector takes everything");
-                let kind = Icmpv6Type::DestinationUnreachable(Unreachable6::Port);
-                let header = Icmpv6Header::with_checksum(kind, ip.source, ip.destination, quoted);
-                out.extend(header.expect("test packets are short").to_bytes());
-            }
-        }
-        out.extend(quoted);
-        out
+        icmp(self.destination, self.source, says, self, 8).macs(to, from).octets()
+    }
+
+    /// That routers may cut; over IPv4.
+    #[must_use]
+    pub fn cuttable(mut self) -> Self {
+        self.may_be_cut = true;
+        self
     }
 
     fn network(&self, length: usize) -> Network {
         let number = IpNumber(self.protocol.number());
         let length = u16::try_from(length).expect("test packets are short");
         match (self.source.ip(), self.destination.ip()) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Network::V4(
-                Ipv4Header::new(length, self.ttl, number, source.octets(), destination.octets())
-                    .expect("test packets are short"),
-            ),
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Network::V4({
+                let mut header =
+                    Ipv4Header::new(length, self.ttl, number, source.octets(), destination.octets())
+                        .expect("test packets are short");
+                header.dont_fragment = !self.may_be_cut;
+                header.header_checksum = header.calc_header_checksum();
+                header
+            }),
             (IpAddr::V6(source), IpAddr::V6(destination)) => Network::V6(Ipv6Header {
                 traffic_class: 0,
                 flow_label: Ipv6FlowLabel::ZERO,
@@ -238,6 +255,8 @@ impl Frame {
             }
             .expect("test packets are short");
             header.write(&mut out).expect("a vector takes everything");
+        } else if matches!(self.protocol, Protocol::ICMP | Protocol::ICMPV6) {
+            out.extend(self.icmp_header(&network));
         } else {
             let header = self.udp_header(&network);
             header.write(&mut out).expect("a vector takes everything");
@@ -269,6 +288,33 @@ impl Frame {
             .expect("test packets are short");
         }
         header
+    }
+
+    fn icmp_header(&self, network: &Network) -> Vec<u8> {
+        match network {
+            Network::V4(_) => {
+                let unreachable = Icmpv4Type::DestinationUnreachable;
+                let says = match self.says {
+                    Says::Echo => Icmpv4Type::EchoRequest(etherparse::IcmpEchoHeader { id: 7, seq: 1 }),
+                    Says::NoPort => unreachable(icmpv4::DestUnreachableHeader::Port),
+                    Says::TooBig(mtu) => {
+                        unreachable(icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu })
+                    }
+                    Says::TooLong => Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
+                };
+                Icmpv4Header::with_checksum(says, &self.payload).to_bytes().to_vec()
+            }
+            Network::V6(ip) => {
+                let says = match self.says {
+                    Says::Echo => Icmpv6Type::EchoRequest(etherparse::IcmpEchoHeader { id: 7, seq: 1 }),
+                    Says::NoPort => Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
+                    Says::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
+                    Says::TooLong => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
+                };
+                let header = Icmpv6Header::with_checksum(says, ip.source, ip.destination, &self.payload);
+                header.expect("test packets are short").to_bytes().to_vec()
+            }
+        }
     }
 
     fn transport_sum(&self) -> u16 {

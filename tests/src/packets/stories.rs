@@ -6,6 +6,7 @@ use super::world::Net;
 mod clients;
 mod device;
 mod ends;
+mod errors;
 mod foreign;
 mod hops;
 mod local;
@@ -17,7 +18,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 11] = [
+    let subjects: [fn(Net) -> Vec<Story>; 12] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -29,6 +30,7 @@ pub fn all(net: Net) -> Vec<Story> {
         foreign::stories,
         malformed::stories,
         clients::stories,
+        errors::stories,
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }

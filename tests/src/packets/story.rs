@@ -47,6 +47,8 @@ pub enum Expect {
     DroppedByTc(Reason, Reason),
     /// XDP makes it these octets and sends it back, for this reason; TC leaves it to the stack.
     Answered(Reason, Vec<u8>),
+    /// XDP makes it these octets and sends it back, because it is too big for its way; TC drops it.
+    TooBig(Vec<u8>),
     /// Refused, but by XDP without an answer, for this reason; TC leaves it to the stack.
     Unanswered(Reason),
     /// Gone, for this reason.
@@ -291,6 +293,8 @@ impl Meeting {
                 let verdict = if exit.device == device { Verdict::TRANSMIT } else { Verdict::REDIRECT };
                 (verdict, sent.octets(), Some(exit.device))
             }
+            Expect::TooBig(answer) if by_xdp => (Verdict::answer(Reason::TOO_BIG), answer.clone(), None),
+            Expect::TooBig(_) => (Verdict::drop(Reason::TOO_BIG), octets.to_vec(), None),
             Expect::Sent(frame, exit) => (Verdict::REDIRECT, frame.octets(), Some(exit.device)),
             Expect::SentByTc(_, frame, device) => (Verdict::REDIRECT, frame.octets(), Some(*device)),
             Expect::Answered(reason, octets) if by_xdp => (Verdict::answer(*reason), octets.clone(), None),

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use vmlb_common::abi::{
     Backend, BackendFlags, ClientKey, Device, DeviceFlags, EligibleKey, Frontend, FrontendFlags, FrontendKey,
-    Gate, Pod, Selection, Service, ServiceFlags, Target, TargetKey,
+    Gate, Pod, Role, Selection, Service, ServiceFlags, Target, TargetKey,
 };
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
@@ -77,6 +77,14 @@ pub const fn own(device: u32) -> [u8; 6] {
     [2, 0, 0, 0, 2, (device % 256) as u8]
 }
 
+/// MTU of a device of the node.
+pub const fn mtu(device: u32) -> u32 {
+    if device == ETH2 { SMALL_MTU as u32 } else { 1500 }
+}
+
+/// MTU of `eth2`.
+pub const SMALL_MTU: u16 = 1400;
+
 /// Addresses of one family. The functions say whose they are.
 #[derive(Clone, Copy, Debug)]
 pub struct Net(pub Family);
@@ -137,6 +145,11 @@ impl Net {
             Family::V4 => (mask(self.client(0, 0).ip(), 26), 26),
             Family::V6 => (mask(self.client(0, 0).ip(), 122), 122),
         }
+    }
+
+    /// The router's own address, towards the node.
+    pub fn routers_own(self) -> SocketAddr {
+        SocketAddr::new(self.routers()[0].1, 0)
     }
 
     /// An address that no packet on a wire comes from.
@@ -284,16 +297,21 @@ impl World {
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let service = service_id(port, protocol);
             self.records.services.entry(service).or_default().affinity = seconds;
-            self.records.eligible.retain(|key| key.service != service);
-            let key = |backend: &u32| EligibleKey { service, backend: *backend, port: TARGET_PORT, pad: 0 };
+            self.records.eligible.retain(|key| key.service != service || key.role != Role::NEW);
+            let key = |backend: &u32| EligibleKey {
+                service,
+                backend: *backend,
+                port: TARGET_PORT,
+                role: Role::NEW,
+            };
             self.records.eligible.extend(backends.iter().map(key));
         }
     }
 
-    /// A backend serves no more, though it is there.
-    pub fn stop_serving(&mut self, backend: u32) {
-        self.records.targets.retain(|key| key.backend != backend);
-        self.records.eligible.retain(|key| key.backend != backend);
+    /// A backend serves no more for the services of `port`, though it is there, and goes on for others.
+    pub fn stop_serving(&mut self, port: u16, backend: u32) {
+        let services = [Protocol::TCP, Protocol::UDP].map(|protocol| service_id(port, protocol));
+        self.records.eligible.retain(|key| key.backend != backend || !services.contains(&key.service));
     }
 
     /// Gives the services (TCP and UDP) of `port` these backends, one slot each.
@@ -306,6 +324,8 @@ impl World {
                 let protocol = protocol.number();
                 records.targets.insert(TargetKey { backend, port: TARGET_PORT, protocol, pad: 0 });
             }
+            let service = service_id(port, Protocol::UDP);
+            records.eligible.insert(EligibleKey { service, backend, port: TARGET_PORT, role: Role::OPEN });
         }
         let size = u32::try_from(backends.len()).expect("a service of the world has at most 8 slots");
         let service = Service { selection: Selection { offset, size }, flags, affinity: 0 };
@@ -360,7 +380,7 @@ impl World {
     pub fn fib(&self) -> Routes {
         let mut routes = Routes::default();
         for (_, device) in DEVICES {
-            routes.add_device(device, own(device));
+            routes.add_device(device, own(device), mtu(device));
         }
         for family in Family::ALL {
             for (network, bits, router, device) in Net(family).routes() {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use vmlb_agent::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use vmlb_agent::facts::{NodeAddress, NodeFacts};
 use vmlb_agent::loader::{Datapath, OBJECT, Sizes, Trace};
 use vmlb_agent::object::Kind;
 use vmlb_agent::pins::PinRoot;
+use vmlb_agent::serving::Serving;
 use vmlb_agent::settings::{SettingsMap, Wanted};
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::pinned::PinnedTables;
@@ -47,7 +48,7 @@ impl Maps {
             hz: vmlb_agent::settings::hz()?,
         };
         SettingsMap::open(&pins)?.set(wanted.settings(None, 1)?)?;
-        let mut sync = Sync::new("n1", NodePortAddresses::default());
+        let mut sync = Sync::new("n1", Serving::default());
         let address = NodeAddress { address: [192, 0, 2, 1].into(), ifindex: 2, primary: true };
         sync.facts(NodeFacts { addresses: vec![address], ..NodeFacts::default() });
         (0..services)

@@ -83,7 +83,7 @@ impl Stage {
         let server = &self.server;
         let wanted = meaning(&from_scratch(&server.objects())?);
         let what = "the tables hold what the objects call for";
-        let took = self.follower.until(patience, what, |follower| meaning(&follower.tables.tables) == wanted);
+        let took = self.follower.until_current(patience, what, &wanted, meaning);
         let took = took.inspect_err(|_| {
             let found = meaning(&self.follower.tables.tables);
             println!("missing: {:#?}", wanted.difference(&found).collect::<Vec<_>>());

@@ -6,7 +6,7 @@ use vmlb_common::verdict::{Reason, Verdict};
 use vmlb_tests::address::Family;
 use vmlb_tests::capture::check_sums;
 use vmlb_tests::packets::bench::{Bench, Host, Tally};
-use vmlb_tests::packets::frame::{Frame, tcp, udp};
+use vmlb_tests::packets::frame::{Frame, Says, between, icmp, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::world::{EMPTY, EMPTY_LOCAL, ETH0, LOCAL, Net, POD1, RANGED, STICKY};
 use vmlb_tests::packets::wrapped;
@@ -23,6 +23,16 @@ fn samples(net: Net) -> Vec<Frame> {
         samples.push(tcp(client, net.vip(port)).at(2).ack(6).data(b"some data"));
         samples.push(udp(client, net.node(port)));
     }
+    let (ask, answer) = (udp(client, net.node(30001)), udp(net.pod(1), client));
+    samples.push(icmp(net.routers_own(), net.node(0), Says::TooBig(1280), &udp(net.node(30001), client), 8));
+    samples.push(icmp(net.pod(1), client, Says::NoPort, &between(client, net.pod(1), &ask), 8));
+    samples.push(icmp(
+        net.pod(2),
+        net.node(0),
+        Says::NoPort,
+        &between(net.node(61001), net.pod(2), &answer),
+        8,
+    ));
     for pod in [1, 8] {
         samples.push(tcp(net.pod(pod), client).syn(5).ack(2));
         samples.push(udp(net.pod(pod), net.node(61002)));

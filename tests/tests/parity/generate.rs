@@ -12,7 +12,7 @@ use vmlb_common::family::Address;
 use vmlb_common::host::{Hook, HostFamily};
 use vmlb_common::wire::Protocol;
 use vmlb_tests::packets::bench::Flows;
-use vmlb_tests::packets::frame::{Frame, tcp, udp};
+use vmlb_tests::packets::frame::{Frame, Says, between, icmp, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::world::{
     EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, RANGED, STICKY, TARGET_PORT, World,
@@ -62,7 +62,10 @@ pub(crate) const SCENES: [Scene; 12] = [
     }),
     scene("inherited connections", |world| world.records.settings.inherited = 1),
     scene("backend 2 serves no more", |world| {
-        world.stop_serving(2);
+        for port in [MANY, STICKY, 30002] {
+            world.stop_serving(port, 2);
+        }
+        world.records.targets.retain(|key| key.backend != 2);
         world.select(MANY, 0, &[1, 8]);
         world.select(STICKY, 0, &[5, 8]);
     }),
@@ -302,7 +305,8 @@ fn hop(world: &World, revision: u32, now: u32, random: &mut Random) -> Hop {
     }
     let filled = now.wrapping_sub(random.pick(&[4, 4, 4, 15]) * settings.hz);
     let ifindex = random.pick(&[ETH0, ETH0, ETH2]);
-    Hop { stamp, filled, ifindex, source: own(ifindex), destination: neighbour(random.octet()) }
+    let mtu = random.pick(&[1500, 1400, 80]);
+    Hop { stamp, filled, ifindex, source: own(ifindex), destination: neighbour(random.octet()), mtu }
 }
 
 /// Flows of others, until the established tables have no room.
@@ -374,7 +378,18 @@ fn packet(known: &[(Ends, u32)], net: Net, hook: Hook, random: &mut Random) -> (
     let data: Vec<u8> = (0..random.pick(&[0, 1, 5, 100, 1299, 1300])).map(|_| random.octet()).collect();
     let frame = frame.data(&data);
     let frame = if random.once_in(12) { frame.without_sum() } else { frame };
+    let frame = if random.once_in(4) { frame.cuttable() } else { frame };
+    let frame = if random.once_in(8) { about(frame, net, random) } else { frame };
     (frame, device)
+}
+
+/// An error about the packet that would be the answer to this one, as somebody on its way back would send it.
+fn about(frame: Frame, net: Net, random: &mut Random) -> Frame {
+    let says = random.pick(&[Says::NoPort, Says::TooBig(1280), Says::TooLong, Says::Echo]);
+    let octets = random.pick(&[7, 8, 8, 19, 20, 60]);
+    let seen = between(frame.destination, frame.source, &frame);
+    let sender = random.pick(&[frame.source, frame.source, net.routers_own(), net.node(0)]);
+    icmp(sender, frame.destination, says, &seen, octets).ttl(random.pick(&[64, 64, 64, 1]))
 }
 
 /// Whether packets of such flows cross the hook.

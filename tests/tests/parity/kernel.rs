@@ -70,8 +70,7 @@ pub(crate) struct Side<A> {
     ranges: PinnedMap<RangeKey<A>, u32>,
     new_affinity: PinnedMap<ClientKey<A>, Affinity>,
     affinity: PinnedMap<ClientKey<A>, Affinity>,
-    hops: PinnedMap<u32, Hop>,
-    hop_writer: PerCpuArray<MapData, [u8; size_of::<Hop>()]>,
+    hops: PerCpuArray<MapData, [u8; size_of::<Hop>()]>,
 }
 
 struct Stage<A> {
@@ -124,8 +123,7 @@ where
             ranges: PinnedMap::open(root, names::RANGES[family])?,
             new_affinity: PinnedMap::open(root, names::NEW_AFFINITY[family])?,
             affinity: PinnedMap::open(root, names::AFFINITY[family])?,
-            hops: PinnedMap::open(root, names::HOPS[family])?,
-            hop_writer: hops.try_into()?,
+            hops: hops.try_into()?,
         })
     }
 
@@ -145,16 +143,18 @@ where
 impl<A: Address + Plain + Ord> Side<A> {
     /// What flows have left; per-CPU values are those of `cpu`.
     pub(crate) fn read(&self, cpu: usize) -> Result<Flows<A>> {
-        let hops = self.hops.all_per_cpu()?;
-        let hops = hops.into_iter().filter(|(id, _)| PRESENT.contains(id));
-        let hops = hops.filter_map(|(id, values)| values.get(cpu).map(|hop| (id, *hop)));
+        // The kernel pads per-CPU values to eight octets, of which aya knows.
+        let hop = |id| -> Result<(u32, Hop)> {
+            let values = self.hops.get(&id, 0)?;
+            Ok((id, hop(values.get(cpu).context("a value of this CPU")?)))
+        };
         Ok(Flows {
             half: self.half.read()?,
             established: self.established.read()?,
             new_affinity: self.new_affinity.all()?.into_iter().collect(),
             affinity: self.affinity.all()?.into_iter().collect(),
             inherited: self.inherited.all()?.into_iter().collect(),
-            hops: hops.collect(),
+            hops: PRESENT.into_iter().map(hop).collect::<Result<_>>()?,
         })
     }
 
@@ -168,9 +168,22 @@ impl<A: Address + Plain + Ord> Side<A> {
         for id in PRESENT {
             let hop = octets(&to.hops.get(&id).copied().unwrap_or_default());
             let values = PerCpuValues::try_from(vec![hop; cpus])?;
-            self.hop_writer.set(id, values, 0)?;
+            self.hops.set(id, values, 0)?;
         }
         Ok(())
+    }
+}
+
+fn hop(octets: &[u8; size_of::<Hop>()]) -> Hop {
+    let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|place| octets[at + place]));
+    let mac = |at: usize| std::array::from_fn(|place| octets[at + place]);
+    Hop {
+        stamp: word(0),
+        filled: word(4),
+        ifindex: word(8),
+        source: mac(12),
+        destination: mac(18),
+        mtu: word(24),
     }
 }
 
@@ -180,7 +193,8 @@ fn octets(hop: &Hop) -> [u8; size_of::<Hop>()] {
     octets[4..8].copy_from_slice(&hop.filled.to_ne_bytes());
     octets[8..12].copy_from_slice(&hop.ifindex.to_ne_bytes());
     octets[12..18].copy_from_slice(&hop.source);
-    octets[18..].copy_from_slice(&hop.destination);
+    octets[18..24].copy_from_slice(&hop.destination);
+    octets[24..].copy_from_slice(&hop.mtu.to_ne_bytes());
     octets
 }
 

@@ -8,7 +8,7 @@ use vmlb_tests::address::Family;
 use vmlb_tests::bpffs;
 use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::namespace::Namespace;
-use vmlb_tests::packets::world::{DEVICES, ETH0, ETH1, ETH2, Net, World, own};
+use vmlb_tests::packets::world::{DEVICES, ETH0, ETH1, ETH2, Net, World, mtu, own};
 
 /// The namespaces of one test; gone when dropped.
 pub(crate) struct Network {
@@ -34,8 +34,9 @@ impl Network {
             let [a, b, c, d, e, f] = own(index);
             node.ip(&format!(
                 "link add name {name} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} index {index} \
-                 type veth peer name {name} netns {}\n\
+                 mtu {} type veth peer name {name} netns {}\n\
                  link set {name} up\n",
+                mtu(index),
                 far.name()
             ))?;
             far.ip(&format!("link set {name} up\n"))?;

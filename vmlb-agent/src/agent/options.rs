@@ -7,11 +7,12 @@ use clap::Args;
 use vmlb_common::abi::PortRange;
 
 use super::source::SourceFlags;
-use crate::facts::NodePortAddresses;
 use crate::http;
 use crate::interface::flag::DeviceFlag;
 use crate::loader::Sizes;
+use crate::logging;
 use crate::pins::DEFAULT_ROOT;
+use crate::serving::Serving;
 use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
 
 /// Options of `vmlb agent`.
@@ -43,9 +44,9 @@ pub struct Options {
     /// The cluster's node ports (the API server's --service-node-port-range)
     #[arg(long, value_name = "A-B", default_value = "30000-32767", value_parser = ports::range)]
     pub node_port_range: PortRange,
-    /// Addresses on which node ports are served: blocks, `primary` (the node's main addresses), `uplinks` (all of theirs)
-    #[arg(long, value_name = "CIDR|primary|uplinks,...", default_value_t)]
-    pub nodeport_addresses: NodePortAddresses,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub serving: Serving,
     /// When idle flows end; those not named keep their default
     #[arg(long, value_name = "NAME=TIME,...", default_value_t)]
     pub timeout: TimeoutFlag,
@@ -68,6 +69,9 @@ pub struct Options {
     /// Time between two looks at what netlink may not have told
     #[arg(long, hide = true, value_name = "TIME", default_value = "15s", value_parser = settings::duration)]
     pub review_interval: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub logging: logging::LogFlags,
     /// Attach TC programs by clsact filters even where there is TCX
     #[arg(long, hide = true)]
     pub clsact: bool,

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::pins::PinRoot;
 use crate::state::{Gist, State, millis};
 use crate::sync::{Report, Sync};
+use crate::watch::kube::events::NONE_MADE;
 
 /// Between two looks at what the state file should hold, and so between two writes, at the least.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -141,6 +142,8 @@ impl Publisher {
         state.watches = source.watches();
         state.listeners = self.listeners.states();
         state.queued = self.health.queued();
+        state.advice.retain(|advice| !advice.starts_with(NONE_MADE));
+        state.advice.extend(source.refusal());
         let revision = Some(sync.revision());
         if self.revision != revision {
             self.revision = revision;

@@ -7,8 +7,9 @@ use anyhow::Context;
 use clap::Args;
 use tokio::sync::mpsc;
 
+use crate::warning::Warning;
 use crate::watch::Event;
-use crate::watch::kube::{Access, Board, Flags, Kube, Patience, WatchState};
+use crate::watch::kube::{Access, Board, Events, Flags, Kube, Patience, WatchState};
 use crate::watch::manifests::Manifests;
 
 /// Flags that name the source of objects and this node.
@@ -48,6 +49,7 @@ pub(super) struct Source {
     pub node: String,
     pub events: mpsc::Receiver<Vec<Event>>,
     board: Option<Board>,
+    told: Option<Events>,
 }
 
 impl Source {
@@ -59,19 +61,32 @@ impl Source {
         let node = flags.node()?;
         if let Some(folder) = &flags.manifests {
             let events = Manifests::new(folder.clone()).watch()?;
-            return Ok(Self { node, events, board: None });
+            return Ok(Self { node, events, board: None, told: None });
         }
         let flags = Flags { kubeconfig: flags.kubeconfig.clone(), context: flags.context.clone() };
-        let access = Access::open(flags).await?;
+        let access = Access::open(flags.clone()).await?;
         access.find_node(&node).await?;
         tracing::info!("following {} as node {node}", access.server());
+        let told = Events::start(Access::open(flags).await?, &node);
         let (board, events) = Kube::start(access, &node, Patience::default()).split();
-        Ok(Self { node, events, board: Some(board) })
+        Ok(Self { node, events, board: Some(board), told: Some(told) })
     }
 
     /// Where the watches of the API server tell how they are; `None` for manifests.
     pub fn board(&self) -> Option<&Board> {
         self.board.as_ref()
+    }
+
+    /// Makes Kubernetes Events of warnings that have just appeared; with manifests there is nobody to tell.
+    pub fn tell(&self, warnings: &[Warning]) {
+        if let Some(told) = &self.told {
+            told.tell(warnings);
+        }
+    }
+
+    /// Why nobody can be told; `None`: everybody can.
+    pub fn refusal(&self) -> Option<String> {
+        self.told.as_ref().and_then(Events::refusal)
     }
 
     /// How the watches of the API server are; none for manifests.

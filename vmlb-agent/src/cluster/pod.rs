@@ -2,10 +2,13 @@
 
 use k8s_openapi::api::core::v1::Pod as Raw;
 
-use super::{Decoded, Findings, annotation, created, label};
+use super::{Decoded, Findings, annotation, created, label, shorten};
 use crate::identity::Identity;
-use crate::index::pod::Pod;
+use crate::index::pod::{Pod, WEIGHT};
 use crate::index::{Entry, text};
+
+/// The annotation that says how much of the new flows a VM gets: 0 (none: maintenance) to 100, which is the default.
+pub const WEIGHT_ANNOTATION: &str = "vmlb.io/weight";
 
 pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
     let metadata = &object.metadata;
@@ -42,7 +45,20 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         created: created(metadata).unwrap_or(i64::MIN),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
         arrived: annotation(metadata, "kubevirt.io/migration-target-ready-timestamp").map(text),
+        weight: weight(annotation(metadata, WEIGHT_ANNOTATION), findings),
     }))
+}
+
+fn weight(value: Option<&str>, findings: &mut Findings) -> u32 {
+    let Some(value) = value else { return WEIGHT };
+    let weight = value.trim().parse().ok().filter(|weight| *weight <= WEIGHT);
+    weight.unwrap_or_else(|| {
+        let message =
+            format!("{:?} is not a weight; {WEIGHT} is used, as without the annotation", shorten(value));
+        let remedy = "use a whole number from 0 (no new flows) to 100";
+        findings.warn(&format!("metadata.annotations[{WEIGHT_ANNOTATION}]"), message, remedy);
+        WEIGHT
+    })
 }
 
 fn addresses(object: &Raw, findings: &mut Findings) -> Vec<std::net::IpAddr> {

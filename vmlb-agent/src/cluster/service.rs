@@ -4,8 +4,10 @@ use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, Service
 
 use super::{Decoded, Findings, annotation, created, label, shorten};
 use crate::index::Entry;
-use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
+use crate::index::service::{Algorithm, Families, Policy, Service, ServicePort};
 use crate::index::text;
+
+mod clients;
 
 /// The annotation that chooses how a backend is found: `maglev` or `random`.
 pub const ALGORITHM: &str = "vmlb.io/algorithm";
@@ -19,12 +21,16 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         return Decoded::Refuse;
     };
     let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
-    let is_ours = matches!(kind, "NodePort" | "LoadBalancer");
-    if !is_ours && !matches!(kind, "ClusterIP" | "ExternalName") {
-        let message = format!("{:?} is not a type of Service; ignored", shorten(kind));
-        findings.warn("spec.type", message, "use NodePort or LoadBalancer");
-        return Decoded::Refuse;
-    }
+    let is_ours = match kind {
+        "NodePort" | "LoadBalancer" => true,
+        "ClusterIP" => spec.external_ips.iter().flatten().next().is_some(),
+        "ExternalName" => false,
+        other => {
+            let message = format!("{:?} is not a type of Service; ignored", shorten(other));
+            findings.warn("spec.type", message, "use NodePort or LoadBalancer");
+            return Decoded::Refuse;
+        }
+    };
     if !is_ours || spec.cluster_ip.as_deref() == Some("None") || label(&object.metadata, PROXY_NAME).is_some()
     {
         return Decoded::Skip;
@@ -36,6 +42,8 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
     }
     let Some(policy) = policy(spec, findings) else { return Decoded::Refuse };
     let families = families(spec, findings);
+    let (affinity, ranges) = (clients::affinity(spec, findings), clients::ranges(spec, kind, findings));
+    let left = ranges.as_ref().err().or(affinity.as_ref().err()).cloned();
     Decoded::used(Entry::Service(Service {
         name: findings.object.name.clone(),
         created: created(&object.metadata).unwrap_or(i64::MAX),
@@ -43,9 +51,12 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         algorithm: algorithm(annotation(&object.metadata, ALGORITHM), findings),
         families,
         addresses: if kind == "LoadBalancer" { addresses(object, families, findings) } else { Vec::new() },
-        ports: ports(spec, findings),
+        external_ips: external_ips(spec, families, findings),
+        affinity: affinity.unwrap_or(0),
+        ranges: ranges.unwrap_or_default(),
+        ports: ports(spec, kind, findings),
         health_port: if policy == Policy::Local { health_port(spec, kind, findings) } else { 0 },
-        left: left(spec, kind, findings),
+        left,
     }))
 }
 
@@ -61,14 +72,14 @@ fn policy(spec: &ServiceSpec, findings: &mut Findings) -> Option<Policy> {
     }
 }
 
-fn algorithm(value: Option<&str>, findings: &mut Findings) -> Algorithm {
-    match value {
-        None | Some("maglev") => Algorithm::Maglev,
-        Some("random") => Algorithm::Random,
-        Some(other) => {
-            let message = format!("{:?} is not known; maglev is used", shorten(other));
+fn algorithm(value: Option<&str>, findings: &mut Findings) -> Option<Algorithm> {
+    match value? {
+        "maglev" => Some(Algorithm::Maglev),
+        "random" => Some(Algorithm::Random),
+        other => {
+            let message = format!("{:?} is not known; what --algorithm says is used", shorten(other));
             findings.warn(&format!("metadata.annotations[{ALGORITHM}]"), message, "use maglev or random");
-            Algorithm::Maglev
+            None
         }
     }
 }
@@ -99,13 +110,34 @@ fn families(spec: &ServiceSpec, findings: &mut Findings) -> Option<Families> {
 
 fn addresses(object: &Raw, families: Option<Families>, findings: &mut Findings) -> Vec<std::net::IpAddr> {
     let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let points = ingress.and_then(|status| status.ingress.as_ref()).into_iter().flatten().enumerate();
+    // With ipMode Proxy the balancer outside answers itself; an entry with a host name only has nothing to program.
+    let ours = points.filter(|(_, point)| matches!(point.ip_mode.as_deref(), None | Some("VIP" | "")));
+    let ours = ours.filter_map(|(index, point)| {
+        Some((format!("status.loadBalancer.ingress[{index}].ip"), point.ip.as_deref()?))
+    });
+    of_families(ours, families, findings)
+}
+
+fn external_ips(
+    spec: &ServiceSpec,
+    families: Option<Families>,
+    findings: &mut Findings,
+) -> Vec<std::net::IpAddr> {
+    let fields = spec.external_ips.iter().flatten().enumerate();
+    let fields = fields.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str()));
+    of_families(fields, families, findings)
+}
+
+/// Addresses by their fields, those of the wrong family left out; sorted, each once.
+fn of_families<'a>(
+    fields: impl Iterator<Item = (String, &'a str)>,
+    families: Option<Families>,
+    findings: &mut Findings,
+) -> Vec<std::net::IpAddr> {
     let mut addresses = Vec::new();
-    for (index, point) in ingress.and_then(|status| status.ingress.as_ref()).into_iter().flatten().enumerate()
-    {
-        // With ipMode Proxy the balancer outside answers itself; an entry with a host name only has nothing to program.
-        let (Some(ip), None | Some("VIP" | "")) = (&point.ip, point.ip_mode.as_deref()) else { continue };
-        let field = format!("status.loadBalancer.ingress[{index}].ip");
-        let Some(address) = findings.address(&field, ip) else { continue };
+    for (field, text) in fields {
+        let Some(address) = findings.address(&field, text) else { continue };
         if families.is_some_and(|families| !families.admit(address)) {
             let message = format!("{address} is of a family that the Service does not have; ignored");
             findings.warn(&field, message, "add the family to spec.ipFamilies");
@@ -125,34 +157,15 @@ fn health_port(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> u16 {
     findings.port("spec.healthCheckNodePort", spec.health_check_node_port).unwrap_or(0)
 }
 
-fn left(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> Option<Left> {
-    const STACK: &str = "leave the Service to kube-proxy, or remove the field";
-    if spec.external_ips.iter().flatten().next().is_some() {
-        let message = "externalIPs are not served; node ports and load-balancer addresses are".into();
-        findings.warn("spec.externalIPs", message, "use type LoadBalancer");
-    }
-    let ranges = spec.load_balancer_source_ranges.iter().flatten().any(|range| !range.trim().is_empty());
-    if ranges && kind == "LoadBalancer" {
-        let message = "is not served yet; the Service is left to the node's stack".into();
-        findings.warn("spec.loadBalancerSourceRanges", message, STACK);
-        return Some(Left::SourceRanges);
-    }
-    match spec.session_affinity.as_deref() {
-        None | Some("None" | "") => None,
-        Some(other) => {
-            let message =
-                format!("{:?} is not served yet; the Service is left to the node's stack", shorten(other));
-            findings.warn("spec.sessionAffinity", message, STACK);
-            Some(Left::Affinity)
-        }
-    }
-}
-
-fn ports(spec: &ServiceSpec, findings: &mut Findings) -> Vec<ServicePort> {
+fn ports(spec: &ServiceSpec, kind: &str, findings: &mut Findings) -> Vec<ServicePort> {
     let mut ports: Vec<ServicePort> = Vec::new();
     for (index, raw) in spec.ports.iter().flatten().enumerate() {
         let field = format!("spec.ports[{index}]");
-        let Some(port) = port(raw, &field, findings) else { continue };
+        let Some(mut port) = port(raw, &field, findings) else { continue };
+        if kind == "ClusterIP" {
+            // The API server refuses one here; a manifest written by hand may have kept it from another type.
+            port.node_port = 0;
+        }
         let twin = ports.iter().any(|other| {
             (other.port, other.protocol) == (port.port, port.protocol)
                 || (port.node_port != 0

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
+use tokio::signal::unix::{SignalKind, signal};
 use vmlb_common::abi::names;
 
 use super::drain;
@@ -41,6 +42,9 @@ pub struct Options {
     /// Let connections end by themselves for so long at most; new ones go to the node's stack meanwhile (ms, s, m, h)
     #[arg(long, value_name = "TIME", value_parser = settings::duration)]
     pub drain: Option<Duration>,
+    /// Stay until SIGTERM when all is down: in the place of the agent of a DaemonSet, which starts again what ends
+    #[arg(long)]
+    pub stay: bool,
 }
 
 /// Runs the command.
@@ -52,7 +56,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bail!("taking vmlb down needs root (CAP_BPF, CAP_NET_ADMIN and access to the BPF file system)");
     }
     let root = PinRoot::new(&options.pin_root);
-    let _lock = take_lock(&root, options)?;
+    let lock = take_lock(&root, options)?;
     if let Some(patience) = options.drain {
         drain::close_frontends(&root)?;
         match drain::wait(&root, patience)? {
@@ -61,7 +65,22 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(take_down(&root))
+    runtime.block_on(take_down(&root))?;
+    drop(lock);
+    if options.stay {
+        runtime.block_on(stay())?;
+    }
+    Ok(())
+}
+
+async fn stay() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
 fn take_lock(root: &PinRoot, options: &Options) -> anyhow::Result<Lock> {

@@ -7,7 +7,9 @@ use std::ops::ControlFlow;
 
 use clap::Args;
 use serde::Serialize;
-use vmlb_common::abi::{BackendName, Frontend, FrontendKey, ServiceFlags, ServiceName, names};
+use vmlb_common::abi::{
+    BackendName, Frontend, FrontendFlags, FrontendKey, RangeKey, ServiceFlags, ServiceName, names,
+};
 use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
@@ -16,6 +18,7 @@ use super::shares::{Selection, Selections, percent};
 use super::{Reading, backend_addresses, backend_label, backend_names, few, help};
 use crate::bpf::{PinnedMap, Plain};
 use crate::counts::{Family, own};
+use crate::facts::Cidr;
 use crate::pins::PinRoot;
 use crate::settings::text;
 use crate::state::State;
@@ -49,6 +52,10 @@ struct ServiceRow {
     port: u16,
     protocol: String,
     flags: Vec<&'static str>,
+    /// Seconds for which a client stays with a backend after its last new flow; 0: it does not.
+    affinity: u32,
+    /// Blocks of clients that restricted frontends admit.
+    source_ranges: Vec<Cidr>,
     frontends: Vec<FrontendRow>,
     backends: Vec<BackendRow>,
     slots: usize,
@@ -61,6 +68,8 @@ struct ServiceRow {
 struct FrontendRow {
     address: IpAddr,
     port: u16,
+    /// Only clients in the source ranges are admitted.
+    restricted: bool,
 }
 
 #[derive(Serialize)]
@@ -143,6 +152,7 @@ struct Reader {
     names: BTreeMap<u32, BackendName>,
     addresses: HashMap<u32, Vec<IpAddr>>,
     frontends: HashMap<u32, Vec<FrontendRow>>,
+    ranges: HashMap<u32, Vec<Cidr>>,
 }
 
 impl Reader {
@@ -150,11 +160,15 @@ impl Reader {
         let mut frontends = HashMap::new();
         add_frontends::<Address4>(root, &mut frontends)?;
         add_frontends::<Address6>(root, &mut frontends)?;
+        let mut ranges = HashMap::new();
+        add_ranges::<Address4>(root, &mut ranges)?;
+        add_ranges::<Address6>(root, &mut ranges)?;
         Ok(Self {
             selections: Selections::open(root)?,
             names: backend_names(root)?,
             addresses: backend_addresses(root)?,
             frontends,
+            ranges,
         })
     }
 
@@ -162,6 +176,8 @@ impl Reader {
         let selection = port.id.map(|id| self.selections.read(id)).transpose()?;
         let mut frontends = port.id.and_then(|id| self.frontends.remove(&id)).unwrap_or_default();
         frontends.sort_unstable();
+        let mut source_ranges = port.id.and_then(|id| self.ranges.remove(&id)).unwrap_or_default();
+        source_ranges.sort_unstable();
         let (namespace, name, number, protocol) = port.key;
         let (reason, reason_age) = port.reason.unzip();
         Ok(ServiceRow {
@@ -172,6 +188,8 @@ impl Reader {
             port: number,
             protocol: protocol.to_owned(),
             flags: selection.as_ref().map(|selection| flags(selection.flags)).unwrap_or_default(),
+            affinity: selection.as_ref().map_or(0, |selection| selection.affinity),
+            source_ranges,
             frontends,
             backends: selection.as_ref().map(|selection| self.backends(selection)).unwrap_or_default(),
             slots: selection.map_or(0, |selection| selection.size),
@@ -207,8 +225,22 @@ where
 {
     let map: PinnedMap<FrontendKey<F>, Frontend> = PinnedMap::open(root, own::<F>(names::FRONTENDS))?;
     map.each(|key, value| {
-        let row = FrontendRow { address: key.address.ip(), port: key.port };
+        let restricted = value.flags & FrontendFlags::RANGES != 0;
+        let row = FrontendRow { address: key.address.ip(), port: key.port, restricted };
         by_service.entry(value.service).or_default().push(row);
+        ControlFlow::Continue(())
+    })
+}
+
+fn add_ranges<F: Family>(root: &PinRoot, by_service: &mut HashMap<u32, Vec<Cidr>>) -> anyhow::Result<()>
+where
+    RangeKey<F>: Plain,
+{
+    let map: PinnedMap<RangeKey<F>, u32> = PinnedMap::open(root, own::<F>(names::RANGES))?;
+    map.each(|key, _| {
+        let bits = u8::try_from(key.length.saturating_sub(32)).unwrap_or(u8::MAX);
+        let block = Cidr::new(key.block.client.ip(), bits);
+        by_service.entry(key.block.service).or_default().extend(block);
         ControlFlow::Continue(())
     })
 }
@@ -226,7 +258,7 @@ impl Row for ServiceRow {
     fn heads(wide: Wide) -> Vec<&'static str> {
         let mut heads = vec!["SERVICE", "PORT", "FRONTENDS", "BACKENDS"];
         if wide == Wide::Yes {
-            heads.extend(["NAME", "ID", "SLOTS", "FLAGS"]);
+            heads.extend(["NAME", "ID", "SLOTS", "FLAGS", "AFFINITY", "ADMITS"]);
         }
         heads.push("LEFT-TO-STACK");
         heads
@@ -256,6 +288,9 @@ impl Row for ServiceRow {
         if wide == Wide::Yes {
             let id = self.id.map(|id| id.to_string()).unwrap_or_default();
             cells.extend([self.port_name.clone(), id, self.slots.to_string(), self.flags.join(",")]);
+            let affinity = if self.affinity == 0 { String::new() } else { format!("{}s", self.affinity) };
+            let ranges: Vec<String> = self.source_ranges.iter().map(Cidr::to_string).collect();
+            cells.extend([affinity, few(&ranges, most)]);
         }
         cells.push(reason.unwrap_or_default());
         cells

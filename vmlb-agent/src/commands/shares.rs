@@ -18,6 +18,8 @@ pub(super) struct Selections {
 pub(super) struct Selection {
     /// [`vmlb_common::abi::ServiceFlags`].
     pub flags: u32,
+    /// Seconds for which a client stays with a target; 0: it does not.
+    pub affinity: u32,
     /// How many slots each target has, by backend and port.
     pub targets: BTreeMap<Target, usize>,
     /// All of them.
@@ -44,7 +46,12 @@ impl Selections {
         for target in &slots {
             *counts.entry(*target).or_insert(0) += 1;
         }
-        Ok(Selection { flags: service.flags, targets: counts.into_iter().collect(), size: slots.len() })
+        Ok(Selection {
+            flags: service.flags,
+            affinity: service.affinity,
+            targets: counts.into_iter().collect(),
+            size: slots.len(),
+        })
     }
 }
 

@@ -2,8 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
-use vmlb_common::abi::{Settings, names};
+use vmlb_common::abi::{PortRange, Settings, names};
 
+use super::check::{self, Finding};
 use super::print::{answer, document};
 use super::{Output, Reading, help, settings};
 use crate::bpf::PinnedMap;
@@ -20,6 +21,9 @@ mod show;
 
 use devices::DeviceStatus;
 
+/// The API server's default.
+const NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
+
 /// Options of `vmlb status`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = help("Examples:
@@ -32,6 +36,9 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub reading: Reading,
+    /// Look at the node itself too, as `vmlb check` does
+    #[arg(long)]
+    pub node: bool,
 }
 
 #[derive(Serialize)]
@@ -55,6 +62,9 @@ struct Status {
     ports_left: usize,
     advice: Vec<String>,
     warnings: Vec<Warning>,
+    /// What `vmlb check` finds; absent: it was not asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<Finding>,
 }
 
 #[derive(Serialize)]
@@ -137,10 +147,20 @@ struct ReasonStatus {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let reading = &options.reading;
     answer(reading, |root, out| {
-        let status = read(root)?;
+        let mut status = read(root)?;
+        if options.node {
+            status.findings = check::look(&[], NODE_PORTS)?;
+        }
         match reading.output {
             Output::Json => document(out, reading, &status),
-            form => show::write(out, &status, form),
+            form => {
+                show::write(out, &status, form)?;
+                if options.node {
+                    writeln!(out)?;
+                    check::write(out, &status.findings)?;
+                }
+                Ok(())
+            }
         }
     })
 }
@@ -173,6 +193,7 @@ fn read(root: &PinRoot) -> anyhow::Result<Status> {
         listeners: state.as_ref().map(|state| state.listeners.clone()).unwrap_or_default(),
         advice: state.as_ref().map(|state| state.advice.clone()).unwrap_or_default(),
         warnings: state.map(|state| state.warnings).unwrap_or_default(),
+        findings: Vec::new(),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Which endpoints new flows may be given to: CONTRACT §2 as one pure function.
+//! Which endpoints new flows may be given to: CONTRACT §2 as one pure function, and backends in maintenance kept out.
 
 use std::sync::Arc;
 
@@ -13,39 +13,51 @@ pub struct Choice {
     pub local: Vec<usize>,
 }
 
+/// An endpoint that is to choose from.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// The weight of its backend; 0: no new flows, whatever its condition.
+    pub weight: u32,
+}
+
 /// Chooses among the endpoints of one port and family for a node and its zone.
+///
+/// Weights come after the question whether anything is ready, so that maintenance does not bring back what is on its way
+/// out, and before topology, so that a zone whose backends are all in maintenance is helped by the others.
 #[must_use]
-pub fn choose(endpoints: &[&Endpoint], node: &str, zone: Option<&str>) -> Choice {
+pub fn choose(offers: &[Offer<'_>], node: &str, zone: Option<&str>) -> Choice {
     let here = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(node);
-    let ready = select(endpoints, |endpoint| endpoint.ready);
-    let local = select(endpoints, |endpoint| endpoint.ready && here(endpoint));
     let ends = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
+    let any_ready = offers.iter().any(|offer| offer.endpoint.ready);
+    let any_local = offers.iter().any(|offer| offer.endpoint.ready && here(offer.endpoint));
     Choice {
-        cluster: if ready.is_empty() {
-            select(endpoints, ends)
+        cluster: if any_ready {
+            narrow(offers, select(offers, |endpoint| endpoint.ready), node, zone)
         } else {
-            narrow(endpoints, ready, node, zone)
+            select(offers, ends)
         },
-        local: if local.is_empty() {
-            select(endpoints, |endpoint| ends(endpoint) && here(endpoint))
+        local: if any_local {
+            select(offers, |endpoint| endpoint.ready && here(endpoint))
         } else {
-            local
+            select(offers, |endpoint| ends(endpoint) && here(endpoint))
         },
     }
 }
 
-fn select(endpoints: &[&Endpoint], keep: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
-    let kept = endpoints.iter().enumerate().filter(|(_, endpoint)| keep(endpoint));
+fn select(offers: &[Offer<'_>], keep: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
+    let kept = offers.iter().enumerate().filter(|(_, offer)| offer.weight > 0 && keep(offer.endpoint));
     kept.map(|(place, _)| place).collect()
 }
 
 /// Topology: hints count only if every ready endpoint has them and one names us; a hint that some lack may be stale.
-fn narrow(endpoints: &[&Endpoint], ready: Vec<usize>, node: &str, zone: Option<&str>) -> Vec<usize> {
+fn narrow(offers: &[Offer<'_>], ready: Vec<usize>, node: &str, zone: Option<&str>) -> Vec<usize> {
     let by = |hints: fn(&Endpoint) -> &[Arc<str>], wanted: &str| -> Option<Vec<usize>> {
-        if ready.iter().any(|place| hints(endpoints[*place]).is_empty()) {
+        if ready.iter().any(|place| hints(offers[*place].endpoint).is_empty()) {
             return None;
         }
-        let named = |place: &usize| hints(endpoints[*place]).iter().any(|hint| **hint == *wanted);
+        let named = |place: &usize| hints(offers[*place].endpoint).iter().any(|hint| **hint == *wanted);
         let named: Vec<usize> = ready.iter().copied().filter(named).collect();
         (!named.is_empty()).then_some(named)
     };
@@ -73,7 +85,14 @@ mod tests {
     }
 
     fn chosen(endpoints: &[Endpoint]) -> (Vec<usize>, Vec<usize>) {
-        let choice = choose(&endpoints.iter().collect::<Vec<_>>(), "n1", Some("z1"));
+        chosen_by_weight(endpoints, &[])
+    }
+
+    /// Endpoints beyond the weights given have one.
+    fn chosen_by_weight(endpoints: &[Endpoint], weights: &[u32]) -> (Vec<usize>, Vec<usize>) {
+        let weights = weights.iter().copied().chain(std::iter::repeat(1));
+        let offers = endpoints.iter().zip(weights).map(|(endpoint, weight)| Offer { endpoint, weight });
+        let choice = choose(&offers.collect::<Vec<_>>(), "n1", Some("z1"));
         (choice.cluster, choice.local)
     }
 
@@ -124,6 +143,26 @@ mod tests {
             (endpoint.ready, endpoint.terminating) = (false, true);
         }
         assert_eq!(chosen(&endpoints).0, vec![0, 1]);
+    }
+
+    #[test]
+    fn maintenance_takes_new_flows_away_and_brings_back_nothing_that_is_on_its_way_out() {
+        let endpoints = [
+            endpoint(true, true, false, "n1"),
+            endpoint(true, true, false, "n2"),
+            endpoint(false, true, true, "n1"),
+        ];
+        assert_eq!(chosen_by_weight(&endpoints, &[0]), (vec![1], vec![]));
+        assert_eq!(chosen_by_weight(&endpoints, &[0, 0]), (vec![], vec![]));
+        assert_eq!(chosen_by_weight(&endpoints[2..], &[0]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_zone_in_maintenance_is_helped_by_the_others() {
+        let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n2")];
+        endpoints[0].zone_hints = vec!["z1".into()];
+        endpoints[1].zone_hints = vec!["z2".into()];
+        assert_eq!(chosen_by_weight(&endpoints, &[0]).0, vec![1]);
     }
 
     fn any_endpoint() -> impl Strategy<Value = Endpoint> {

@@ -13,7 +13,8 @@ use crate::index::slice::Family;
 pub struct HealthCheck {
     /// The port at which it is given.
     pub port: u16,
-    /// Ready backends on this node. One that has an endpoint in both families counts once.
+    /// Ready backends on this node that take new flows, so none in maintenance. One that has an endpoint in both families
+    /// counts once.
     pub local_ready: usize,
 }
 
@@ -34,7 +35,8 @@ pub fn health_check(
     });
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*here.node));
-    let backends: BTreeSet<Identity> = local.filter_map(|endpoint| index.identify(endpoint)).collect();
+    let backends = local.filter_map(|endpoint| index.identify(endpoint));
+    let backends: BTreeSet<Identity> = backends.filter(|identity| index.weight(identity) > 0).collect();
     Some(HealthCheck { port: service.health_port, local_ready: backends.len() })
 }
 
@@ -45,9 +47,10 @@ mod tests {
     use super::HealthCheck;
     use crate::cluster::{Decoded, decode};
     use crate::desired::{Desired, Here};
-    use crate::facts::{NodeFacts, NodePortAddresses};
+    use crate::facts::NodeFacts;
     use crate::index::Index;
     use crate::object::Name;
+    use crate::serving::Serving;
     use crate::watch::document;
 
     fn apply(index: &mut Index, object: &Value) {
@@ -94,11 +97,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let here = Here {
-                node: "n1".into(),
-                nodeport_addresses: NodePortAddresses::default(),
-                facts: NodeFacts::default(),
-            };
+            let here = Here { node: "n1".into(), serving: Serving::default(), facts: NodeFacts::default() };
             Self { index: Index::default(), desired: Desired::default(), here }
         }
 
@@ -132,6 +131,23 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_in_maintenance_is_no_reason_to_send_clients_here() {
+        let mut world = World::new();
+        world.take(&local(32001));
+        let pod = |weight: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "p1", "namespace": "a", "uid": "uid-p1", "annotations": {"vmlb.io/weight": weight}},
+            })
+        };
+        world.take(&pod("100"));
+        let check = |local_ready| Some(HealthCheck { port: 32001, local_ready });
+        assert_eq!(world.take(&slice("IPv4", &[("10.0.0.1", "p1", "n1", true)])), [check(1)]);
+        assert_eq!(world.take(&pod("0")), [check(0)]);
+        assert_eq!(world.take(&pod("1")), [check(1)]);
+    }
+
+    #[test]
     fn the_port_goes_with_the_service_its_type_and_its_policy() {
         let mut world = World::new();
         world.take(&local(32001));
@@ -149,7 +165,7 @@ mod tests {
     fn a_service_left_to_the_stack_is_not_vouched_for() {
         let mut world = World::new();
         let mut object = local(32001);
-        object["spec"]["sessionAffinity"] = "ClientIP".into();
+        object["spec"]["loadBalancerSourceRanges"] = json!(["everywhere"]);
         assert_eq!(world.take(&object), []);
     }
 }

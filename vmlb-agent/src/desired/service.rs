@@ -6,10 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use vmlb_common::abi::ServiceFlags;
+use vmlb_common::wire::Protocol;
 
-use super::choose::choose;
+use super::choose::{Offer, choose};
+use super::frontends::{self, frontends, has_idle_external_ips};
 use super::health::{HealthCheck, health_check};
-use super::{Claim, Frontend, Here, PortKey, Side, TableKey};
+use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey};
+use crate::facts::Cidr;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
@@ -54,8 +57,8 @@ pub struct PortView {
     pub name: Arc<str>,
     /// Why it is left to the node's stack.
     pub left: Option<Left>,
-    /// Its frontends and the table that serves each.
-    pub frontends: Vec<(Frontend, Side)>,
+    /// Its frontends, sorted.
+    pub frontends: Vec<Way>,
     /// Backends and ports that answer for it, sorted: those that new flows may be given to, and those that finish what
     /// they have.
     pub targets: BTreeSet<(Identity, u16)>,
@@ -67,11 +70,39 @@ pub struct PortView {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableView {
     /// Whom new flows are given to, sorted: the order that Maglev needs.
-    pub choice: Vec<(Identity, u16)>,
+    pub choice: Vec<Chosen>,
     /// Slots.
     pub size: u32,
     /// [`ServiceFlags`].
     pub flags: u32,
+    /// For how many seconds a client stays with a backend; 0: it does not.
+    pub affinity: u32,
+    /// Of UDP: where flows that are open may stay, sorted.
+    pub serving: Vec<(Identity, u16)>,
+    /// Whom frontends admit that do not admit everybody.
+    pub ranges: Vec<Cidr>,
+}
+
+/// A way to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// What clients address.
+    pub frontend: Frontend,
+    /// The table that serves it.
+    pub side: Side,
+    /// Whom it admits.
+    pub admission: Admission,
+}
+
+/// A backend and the port by which it takes part in a selection table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chosen {
+    /// The backend.
+    pub identity: Identity,
+    /// Its port.
+    pub port: u16,
+    /// Its weight, not 0.
+    pub weight: u32,
 }
 
 impl ServiceView {
@@ -83,13 +114,12 @@ impl ServiceView {
     /// Its claims on frontends.
     #[must_use]
     pub fn claims(&self) -> BTreeSet<(Frontend, Claim)> {
-        let claims =
-            self.ports.iter().flat_map(|port| port.frontends.iter().map(move |frontend| (port, frontend)));
-        let claim = |port: &PortView, side| {
-            let table = (port.key.clone(), side);
-            Claim { created: self.created, table, served: port.left.is_none() }
+        let ways = self.ports.iter().flat_map(|port| port.frontends.iter().map(move |way| (port, way)));
+        let claim = |(port, way): (&PortView, &Way)| {
+            let (table, served) = ((port.key.clone(), way.side), port.left.is_none());
+            (way.frontend, Claim { created: self.created, table, served, admission: way.admission })
         };
-        claims.map(|(port, (frontend, side))| (*frontend, claim(port, *side))).collect()
+        ways.map(claim).collect()
     }
 }
 
@@ -106,6 +136,20 @@ impl PortView {
         match side {
             Side::First => self.first.as_ref(),
             Side::Second => self.second.as_ref(),
+        }
+    }
+}
+
+impl PortView {
+    /// Gives each table the ranges that its frontends ask for.
+    fn restrict(&mut self, ranges: &[Cidr]) {
+        let restricted = self.frontends.iter().filter(|way| way.admission == Admission::Ranges);
+        let asked: BTreeSet<(Side, Family)> =
+            restricted.map(|way| (way.side, Family::of(way.frontend.address))).collect();
+        for (side, table) in [(Side::First, &mut self.first), (Side::Second, &mut self.second)] {
+            let Some(table) = table else { continue };
+            let of_side = ranges.iter().filter(|range| asked.contains(&(side, Family::of(range.address()))));
+            table.ranges = of_side.copied().collect();
         }
     }
 }
@@ -139,6 +183,9 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
         view.health = health_check(index, here, service, families);
         view.warnings = warnings(index, service, families, &view.ports);
     }
+    if service.left.is_none() {
+        view.warnings.extend(frontends::warnings(here, service));
+    }
     Some(view)
 }
 
@@ -161,11 +208,12 @@ fn port_view(
     families: Families,
     port: &ServicePort,
 ) -> PortView {
-    use vmlb_common::wire::Protocol;
     let served = matches!(port.protocol, Protocol::TCP | Protocol::UDP);
-    let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
     let key = PortKey { service: service.name.clone(), port: port.port, protocol: port.protocol };
     let frontends = frontends(here, index, service, families, port);
+    let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
+    let left =
+        left.or((frontends.is_empty() && has_idle_external_ips(here, service)).then_some(Left::ExternalIps));
     let mut view = PortView {
         key,
         name: port.name.clone(),
@@ -175,50 +223,23 @@ fn port_view(
         first: None,
         second: None,
     };
-    let has = |v6: bool| frontends.iter().any(|frontend| frontend.address.is_ipv6() == v6);
+    let has = |v6: bool| frontends.keys().any(|frontend| frontend.address.is_ipv6() == v6);
     let (has_v4, has_v6) = (has(false), has(true));
     let mut split = false;
     if view.left.is_none() {
         let v4 = has_v4.then(|| selection(index, here, service, port, Family::V4, &mut view.targets));
         let v6 = has_v6.then(|| selection(index, here, service, port, Family::V6, &mut view.targets));
-        split = v4.is_some() && v6.is_some() && v4 != v6;
+        // Affinity is remembered by a table's id: it must not change because the slices of one family come first.
+        split = v4.is_some() && v6.is_some() && (v4 != v6 || service.affinity != 0);
         (view.first, view.second) = if split { (v4, v6) } else { (v4.or(v6), None) };
     }
     let side =
         |frontend: &Frontend| if split && frontend.address.is_ipv6() { Side::Second } else { Side::First };
-    view.frontends = frontends.into_iter().map(|frontend| (frontend, side(&frontend))).collect();
+    let ways = frontends.into_iter();
+    view.frontends =
+        ways.map(|(frontend, admission)| Way { frontend, side: side(&frontend), admission }).collect();
+    view.restrict(&service.ranges);
     view
-}
-
-/// Node ports on the node's addresses, ports on load-balancer addresses.
-fn frontends(
-    here: &Here,
-    index: &Index,
-    service: &Service,
-    families: Families,
-    port: &ServicePort,
-) -> Vec<Frontend> {
-    let main = index.node(&here.node).map_or(&[][..], |node| &node.addresses);
-    let of_node = here.facts.addresses.iter().filter(|known| {
-        let primary = known.primary || main.contains(&known.address);
-        port.node_port != 0 && here.nodeport_addresses.admits(known.address, primary)
-    });
-    let of_node = of_node.map(|known| (known.address, port.node_port));
-    let of_balancer = service.addresses.iter().map(|address| (*address, port.port));
-    let all =
-        of_node.chain(of_balancer).filter(|(address, _)| families.admit(*address) && is_served(*address));
-    let all: BTreeSet<Frontend> =
-        all.map(|(address, number)| Frontend { address, port: number, protocol: port.protocol }).collect();
-    all.into_iter().collect()
-}
-
-/// Addresses that only mean something on one link or one host have no frontends.
-fn is_served(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !link_local && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
 }
 
 /// The table of one family; `targets` gets whoever answers for the port.
@@ -232,12 +253,14 @@ fn selection(
 ) -> TableView {
     let found = endpoints(index, &service.name, port, family);
     let zone = index.node(&here.node).and_then(|node| node.zone.as_deref());
-    let candidates: Vec<&Endpoint> = found.iter().map(|candidate| &candidate.endpoint).collect();
-    let choice = choose(&candidates, &here.node, zone);
+    let offers = found.iter().map(|Candidate { endpoint, weight, .. }| Offer { endpoint, weight: *weight });
+    let choice = choose(&offers.collect::<Vec<_>>(), &here.node, zone);
     let target = |candidate: &Candidate| (candidate.identity.clone(), candidate.port);
-    targets.extend(found.iter().filter(|candidate| candidate.endpoint.serving).map(target));
+    let serves = |candidate: &&Candidate| candidate.endpoint.serving || candidate.endpoint.ready;
+    let serving: BTreeSet<(Identity, u16)> = found.iter().filter(serves).map(target).collect();
+    targets.extend(serving.iter().cloned());
     let mut flags = 0;
-    if service.algorithm == Algorithm::Random {
+    if service.algorithm.unwrap_or(here.serving.algorithm) == Algorithm::Random {
         flags |= ServiceFlags::RANDOM;
     }
     let is_local = service.policy == Policy::Local;
@@ -248,22 +271,33 @@ fn selection(
         }
     }
     let places = if is_local { choice.local } else { choice.cluster };
-    let chosen: BTreeSet<(Identity, u16)> = places.into_iter().map(|place| target(&found[place])).collect();
-    targets.extend(chosen.iter().cloned());
+    let chosen: BTreeSet<Chosen> = places.into_iter().map(|place| found[place].chosen()).collect();
     let counts = |endpoint: &Endpoint| !is_local || endpoint.node.as_deref() == Some(&*here.node);
-    let listed: BTreeSet<(&Identity, u16)> = found
-        .iter()
-        .filter(|candidate| counts(&candidate.endpoint))
-        .map(|candidate| (&candidate.identity, candidate.port))
-        .collect();
-    let size = if chosen.is_empty() { 0 } else { maglev::size(listed.len()) };
-    TableView { choice: chosen.into_iter().collect(), size, flags }
+    let listed = found.iter().filter(|candidate| counts(&candidate.endpoint)).map(Candidate::chosen);
+    let listed: BTreeSet<Chosen> = listed.collect();
+    let weights: Vec<u32> = listed.iter().map(|chosen| chosen.weight).collect();
+    let size = if chosen.is_empty() { 0 } else { maglev::weighted_size(&weights) };
+    TableView {
+        choice: chosen.into_iter().collect(),
+        size,
+        flags,
+        affinity: service.affinity,
+        serving: if port.protocol == Protocol::UDP { serving.into_iter().collect() } else { Vec::new() },
+        ranges: Vec::new(),
+    }
 }
 
 struct Candidate {
     identity: Identity,
     port: u16,
     endpoint: Endpoint,
+    weight: u32,
+}
+
+impl Candidate {
+    fn chosen(&self) -> Chosen {
+        Chosen { identity: self.identity.clone(), port: self.port, weight: self.weight }
+    }
 }
 
 /// The endpoints of a port in one family, all slices merged; one that stands in several counts once, at its best.
@@ -286,7 +320,11 @@ fn endpoints(index: &Index, service: &Name, port: &ServicePort, family: Family) 
         }
     }
     let candidates = merged.into_iter();
-    candidates.map(|((_, port, identity), endpoint)| Candidate { identity, port, endpoint }).collect()
+    let candidate = |((_, port, identity), endpoint)| {
+        let weight = index.weight(&identity);
+        Candidate { identity, port, endpoint, weight }
+    };
+    candidates.map(candidate).collect()
 }
 
 /// Of two entries for the same endpoint the better one counts; the rest of the comparison makes the choice the same

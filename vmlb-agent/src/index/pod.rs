@@ -27,7 +27,13 @@ pub struct Pod {
     pub finished: bool,
     /// When KubeVirt saw the VM run here after a migration, as the annotation says it (RFC 3339, which sorts).
     pub arrived: Option<Arc<str>>,
+    /// How much of the new flows it gets beside others, see [`WEIGHT`].
+    pub weight: u32,
 }
+
+/// The weight of a backend that has none of its own, and the largest there is: one VM may be given less than the others
+/// without a word about them. 0: no new flows.
+pub const WEIGHT: u32 = 100;
 
 impl Pod {
     /// Sorts the pods of one VM: the last is where it runs. A migration's target is the younger pod and becomes the

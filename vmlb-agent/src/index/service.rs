@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use vmlb_common::wire::Protocol;
 
+use crate::facts::Cidr;
 use crate::object::Name;
 
-/// A Service of type NodePort or LoadBalancer.
+/// A Service of type NodePort or LoadBalancer, or one of type ClusterIP that has `externalIPs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -17,12 +18,18 @@ pub struct Service {
     pub created: i64,
     /// Which backends external traffic may use.
     pub policy: Policy,
-    /// How a backend is chosen.
-    pub algorithm: Algorithm,
+    /// How a backend is chosen; `None`: as the agent's flag says.
+    pub algorithm: Option<Algorithm>,
     /// The families it has; `None`: those of its EndpointSlices.
     pub families: Option<Families>,
     /// Load-balancer addresses that are ours to serve.
     pub addresses: Vec<IpAddr>,
+    /// `externalIPs`, which are served where the agent is told so.
+    pub external_ips: Vec<IpAddr>,
+    /// For how many seconds after its last new flow a client stays with a backend (`sessionAffinity`); 0: it does not.
+    pub affinity: u32,
+    /// The clients that load-balancer addresses admit (`loadBalancerSourceRanges`), of either family; none: everybody.
+    pub ranges: Vec<Cidr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Where balancers outside ask whether this node has backends of it (`healthCheckNodePort`); 0: they do not.
@@ -53,10 +60,11 @@ pub enum Policy {
     Local,
 }
 
-/// Annotation `vmlb.io/algorithm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Annotation `vmlb.io/algorithm`, and flag `--algorithm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Algorithm {
     /// By the tuple's hash.
+    #[default]
     Maglev,
     /// By the dice.
     Random,
@@ -82,10 +90,12 @@ impl Families {
 /// Why a port is left to the node's stack, where kube-proxy may serve it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// `sessionAffinity` is not served yet.
+    /// `sessionAffinity` is none that is known.
     Affinity,
-    /// `loadBalancerSourceRanges` is not served yet.
+    /// `loadBalancerSourceRanges` cannot be read.
     SourceRanges,
+    /// It has no other frontends than `externalIPs`, and they are off.
+    ExternalIps,
     /// The protocol is not served yet.
     Protocol(Protocol),
     /// An older Service has its frontends.
@@ -97,8 +107,9 @@ pub enum Left {
 impl fmt::Display for Left {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Affinity => out.write_str("sessionAffinity is not served yet"),
-            Self::SourceRanges => out.write_str("loadBalancerSourceRanges is not served yet"),
+            Self::Affinity => out.write_str("sessionAffinity is neither None nor ClientIP"),
+            Self::SourceRanges => out.write_str("loadBalancerSourceRanges cannot be read"),
+            Self::ExternalIps => out.write_str("externalIPs are served with --external-ips only"),
             Self::Protocol(protocol) => write!(out, "protocol {} is not served yet", protocol.name()),
             Self::Claimed(other) => write!(out, "its frontends belong to the older Service {other}"),
             Self::Full(flag) => write!(out, "the maps are full, raise {flag}"),

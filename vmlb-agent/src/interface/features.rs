@@ -49,13 +49,20 @@ impl Features {
     /// Opens a socket, in the network namespace of this thread.
     #[must_use]
     pub fn open() -> Self {
-        match connect() {
+        match connect("netdev") {
             Ok(netdev) => Self { netdev: Some(netdev) },
             Err(error) => {
                 tracing::info!("XDP features of devices are taken from a list of drivers: {error:#}");
                 Self { netdev: None }
             }
         }
+    }
+
+    /// What XDP can do on the device (`NETDEV_XDP_ACT_*`); `None`: the kernel does not tell.
+    #[must_use]
+    pub fn xdp(&self, ifindex: u32) -> Option<u64> {
+        let (socket, family) = self.netdev.as_ref()?;
+        xdp_features(socket, *family, ifindex).ok()
     }
 
     /// Whether XDP can send out of the device at this moment.
@@ -78,19 +85,19 @@ fn has_listed_driver(name: &str) -> bool {
     driver.is_some_and(|driver| DRIVERS.contains(&driver.as_str()))
 }
 
-/// A socket, and the number of family `netdev`.
-fn connect() -> anyhow::Result<(Socket, u16)> {
+/// A socket, and the number of a family of generic netlink.
+pub(super) fn connect(family: &str) -> anyhow::Result<(Socket, u16)> {
     let mut socket = Socket::new(NETLINK_GENERIC).context("cannot open a generic netlink socket")?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let question =
-        GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName("netdev".into())] };
+        GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(family.into())] };
     let answer: GenlCtrl = ask(&socket, GenlMessage::from_payload(question))?;
-    let family = answer.nlas.iter().find_map(|attribute| match attribute {
+    let number = answer.nlas.iter().find_map(|attribute| match attribute {
         GenlCtrlAttrs::FamilyId(id) => Some(*id),
         _ => None,
     });
-    Ok((socket, family.context("the kernel has no netlink family netdev")?))
+    Ok((socket, number.with_context(|| format!("the kernel has no netlink family {family}"))?))
 }
 
 fn xdp_features(socket: &Socket, family: u16, ifindex: u32) -> anyhow::Result<u64> {
@@ -105,7 +112,7 @@ fn xdp_features(socket: &Socket, family: u16, ifindex: u32) -> anyhow::Result<u6
     Ok(u64::from_ne_bytes(octets.as_slice().try_into().context("XDP features of a size that is not 8")?))
 }
 
-fn ask<F>(socket: &Socket, question: GenlMessage<F>) -> anyhow::Result<F>
+pub(super) fn ask<F>(socket: &Socket, question: GenlMessage<F>) -> anyhow::Result<F>
 where
     F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Clone + std::fmt::Debug + Eq,
     GenlMessage<F>: NetlinkSerializable + NetlinkDeserializable,

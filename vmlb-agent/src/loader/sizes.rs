@@ -53,7 +53,9 @@ impl Sizes {
             names::SERVICES | names::SERVICE_NAMES => self.services,
             names::SLOTS => self.slots,
             // A backend takes part in a few ports of Services; at four times as many the others are refused with a warning.
-            names::TARGETS | names::ELIGIBLE => self.backends.saturating_mul(4),
+            names::TARGETS => self.backends.saturating_mul(4),
+            // And for each of the families where a Service has affinity.
+            names::ELIGIBLE => self.backends.saturating_mul(8),
             names::BACKEND_NAMES | names::TRAFFIC => self.backends,
             // A VM that migrates has two addresses.
             _ if is(map, names::PODS) => self.backends.saturating_mul(2),
@@ -86,7 +88,8 @@ impl Sizes {
     #[must_use]
     pub fn flag_value(map: &str, entries: u32) -> u32 {
         match map {
-            names::TARGETS | names::ELIGIBLE => entries / 4,
+            names::TARGETS => entries / 4,
+            names::ELIGIBLE => entries / 8,
             _ if is(map, names::PODS) => entries / 2,
             _ => entries,
         }

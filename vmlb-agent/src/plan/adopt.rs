@@ -1,7 +1,7 @@
 //! Taking over what is installed: from records to ledgers, ids and slots. The same on the first start, after a restart and
 //! after a write that failed half way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -10,9 +10,11 @@ use vmlb_common::abi::{self, BackendFlags, ServiceName};
 use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
+use super::clients::{Clients, Range, range_of};
 use super::gate::Gates;
 use super::ids::Ids;
 use super::ledger::Ledger;
+use super::linger::Lingering;
 use super::names::{identity_of, port_of};
 use super::resolve::content_digest;
 use super::slots::Slots;
@@ -20,7 +22,7 @@ use super::{Endpoint, Installation, Unplaced, family_of};
 use crate::desired::{Frontend, PortKey, Side, TableKey};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, Record};
+use crate::tables::{Capacity, InFlows, Record};
 
 /// Records by kind.
 #[derive(Default)]
@@ -30,41 +32,46 @@ struct Found {
     services: HashMap<u32, abi::Service>,
     service_names: HashMap<u32, ServiceName>,
     slots: HashMap<u32, Vec<abi::Target>>,
-    frontends: HashMap<Frontend, u32>,
+    frontends: HashMap<Frontend, abi::Frontend>,
     backends: HashMap<(u32, Family), Endpoint>,
     backend_names: HashMap<u32, abi::BackendName>,
     pods: HashMap<IpAddr, u32>,
     targets: HashMap<abi::TargetKey, u32>,
+    eligible: HashSet<abi::EligibleKey>,
+    ranges: HashSet<Range>,
     revision: u32,
 }
 
 impl Installation {
-    /// Takes over `records`. `in_flows` are backend ids that flows name. `previous` is what this process knew before a
+    /// Takes over `records`. `in_flows` is what flows name. `previous` is what this process knew before a
     /// write failed: slices that packets may still be looking at are not given out at once.
     #[must_use]
     pub fn adopt(
         records: Vec<Record>,
         capacity: Capacity,
-        in_flows: &BTreeSet<u32>,
+        in_flows: &InFlows,
         previous: Option<&Self>,
         now: Instant,
     ) -> Self {
         let found = Found::sort(records);
         let backend_keys = backend_ids(&found.backend_names, capacity.backends);
         let service_keys = service_ids(&found.service_names, &found.frontends, capacity.services);
-        let mut blocked: BTreeSet<u32> =
-            in_flows.iter().copied().filter(|id| *id != 0 && *id < capacity.backends).collect();
+        let named = in_flows.backends.iter().copied();
+        let mut blocked: BTreeSet<u32> = named.filter(|id| *id != 0 && *id < capacity.backends).collect();
         // What has no name, or a name that another id has too, goes; until it is gone the id is not given out.
         blocked.extend(found.backends.keys().map(|(id, _)| *id).chain(found.backend_names.keys().copied()));
         let known: BTreeSet<u32> = backend_keys.values().copied().collect();
         blocked.retain(|id| !known.contains(id));
         let mut used_services: BTreeSet<u32> =
             found.services.keys().chain(found.service_names.keys()).copied().collect();
-        used_services.extend(found.frontends.values());
+        used_services.extend(found.frontends.values().map(|frontend| frontend.service));
         let (slots, digests) = slots(&found, capacity.slots, previous, now);
+        let mut gates = Gates::adopt(found.gates);
+        let mut lingering = Lingering::adopt(in_flows, &mut gates);
+        lingering.blocked = blocked;
         let mut installation = Self {
             capacity,
-            gates: Gates::adopt(found.gates),
+            gates,
             devices: Ledger::adopt(found.devices),
             services: Ledger::adopt(found.services),
             service_names: Ledger::adopt(found.service_names),
@@ -73,10 +80,10 @@ impl Installation {
             backend_names: Ledger::adopt(found.backend_names.clone()),
             pods: by_family(found.pods, |address| *address),
             targets: Ledger::adopt(found.targets),
+            clients: Clients::adopt(found.eligible, found.ranges),
             service_ids: Ids::adopt(capacity.services, service_keys, &used_services),
-            backend_ids: Ids::adopt(capacity.backends, backend_keys, &blocked),
-            lingering: BTreeSet::new(),
-            blocked,
+            backend_ids: Ids::adopt(capacity.backends, backend_keys, &lingering.blocked),
+            lingering,
             slots,
             digests,
             fresh: BTreeMap::new(),
@@ -96,7 +103,7 @@ impl Installation {
             self.backend_ids.iter().map(|(identity, id)| (identity.clone(), id)).collect();
         for (identity, id) in known {
             self.backend_names.want(id, names.get(&id).copied());
-            self.lingering.insert(identity);
+            self.lingering.backends.insert(identity);
         }
     }
 
@@ -146,11 +153,11 @@ impl Found {
             Record::Slots(offset, targets) => drop(self.slots.insert(offset, targets)),
             Record::Frontend4(key, value) => {
                 let frontend = frontend(ip4(key.address), key.port, key.protocol);
-                self.frontends.insert(frontend, value.service);
+                self.frontends.insert(frontend, value);
             }
             Record::Frontend6(key, value) => {
                 let frontend = frontend(ip6(key.address), key.port, key.protocol);
-                self.frontends.insert(frontend, value.service);
+                self.frontends.insert(frontend, value);
             }
             Record::Backend4(id, abi::Backend { flags, revision, address }) => {
                 self.backend((id, Family::V4), revision, Endpoint { flags, address: ip4(address) });
@@ -161,6 +168,13 @@ impl Found {
             Record::Pod4(address, pod) => drop(self.pods.insert(ip4(address), pod.backend)),
             Record::Pod6(address, pod) => drop(self.pods.insert(ip6(address), pod.backend)),
             Record::Target(key, count) => drop(self.targets.insert(key, count)),
+            Record::Eligible(key) => drop(self.eligible.insert(key)),
+            Record::Range4(key) => {
+                self.ranges.extend(range_of(key.block.service, ip4(key.block.client), key.length));
+            }
+            Record::Range6(key) => {
+                self.ranges.extend(range_of(key.block.service, ip6(key.block.client), key.length));
+            }
             Record::ServiceName(id, name) => drop(self.service_names.insert(id, name)),
             Record::BackendName(id, name) => drop(self.backend_names.insert(id, name)),
         }
@@ -174,10 +188,10 @@ impl Found {
     }
 }
 
-fn by_family<K: Ord + Hash + Clone>(
-    found: HashMap<K, u32>,
+fn by_family<K: Ord + Hash + Clone, V: PartialEq + Clone>(
+    found: HashMap<K, V>,
     address: fn(&K) -> IpAddr,
-) -> [Ledger<K, u32>; 2] {
+) -> [Ledger<K, V>; 2] {
     let (v4, v6) = found.into_iter().partition(|(key, _)| family_of(address(key)) == 0);
     [Ledger::adopt(v4), Ledger::adopt(v6)]
 }
@@ -210,11 +224,11 @@ fn backend_ids(names: &HashMap<u32, abi::BackendName>, limit: u32) -> HashMap<Id
 /// Two ids with one name are the two tables of a port: the second is the one that IPv6 frontends alone point at.
 fn service_ids(
     names: &HashMap<u32, ServiceName>,
-    frontends: &HashMap<Frontend, u32>,
+    frontends: &HashMap<Frontend, abi::Frontend>,
     limit: u32,
 ) -> HashMap<TableKey, u32> {
-    let v4: BTreeSet<u32> =
-        frontends.iter().filter(|(frontend, _)| frontend.address.is_ipv4()).map(|(_, id)| *id).collect();
+    let v4 = frontends.iter().filter(|(frontend, _)| frontend.address.is_ipv4());
+    let v4: BTreeSet<u32> = v4.map(|(_, value)| value.service).collect();
     let mut by_port: HashMap<PortKey, Vec<u32>> = HashMap::new();
     for (id, name) in names.iter().filter(|(id, _)| **id != 0 && **id < limit) {
         by_port.entry(port_of(name)).or_default().push(*id);

@@ -68,8 +68,10 @@ impl<K: Ord + Hash + Clone, V: PartialEq + Clone> Ledger<K, V> {
 
     /// Whether the map has room for `key` besides what is to be and what still is.
     pub fn fits(&self, key: &K, capacity: u32) -> bool {
-        // An entry that is on its way out still takes its place while the new one is written.
-        self.wanted(key).is_some() || self.installed.len() + self.coming < capacity as usize
+        // An entry that is on its way out still takes its place while the new one is written, and may have it again.
+        self.wanted(key).is_some()
+            || self.installed.contains_key(key)
+            || self.installed.len() + self.coming < capacity as usize
     }
 
     /// Entries to write, in the order of their keys.
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn an_entry_that_is_leaving_still_takes_room() {
         let mut ledger = Ledger::adopt(HashMap::from([(1, 'a')]));
-        assert!(!ledger.fits(&2, 1));
+        assert!(!ledger.fits(&2, 1) && ledger.fits(&1, 1));
         ledger.settle();
         assert!(ledger.fits(&2, 1));
         ledger.want(2, Some('b'));

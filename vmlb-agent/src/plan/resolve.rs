@@ -4,19 +4,24 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vmlb_common::abi::{BackendFlags, Gate, Selection, Service, Target, TargetKey};
+use vmlb_common::abi::{
+    self, BackendFlags, EligibleKey, FrontendFlags, Gate, Role, Selection, Service, Target, TargetKey,
+};
 
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Endpoint, Installation, family_of};
 use crate::desired::backend::BackendView;
-use crate::desired::service::TableView;
-use crate::desired::{Desired, Frontend, TableKey, TargetName};
+use crate::desired::service::{Chosen, TableView};
+use crate::desired::{Admission, Desired, Frontend, TableKey, TargetName};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::maglev::{self, Seed};
+use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::{Subject, Warning, Warnings};
+
+/// The flag for the room that comes back by itself, when a packet cannot look at a retired slice any more.
+const SLOTS: &str = "--slots";
 
 impl Installation {
     /// Takes the dirty parts of `desired` into the ledgers and empties the dirty sets.
@@ -90,7 +95,7 @@ impl Installation {
             if let Some(id) = self.backend_ids.get(identity) {
                 self.backends.want((id, Family::V4), None);
                 self.backends.want((id, Family::V6), None);
-                self.lingering.insert(identity.clone());
+                self.lingering.backends.insert(identity.clone());
             }
             return;
         };
@@ -102,7 +107,7 @@ impl Installation {
             return;
         };
         warnings.set(subject, Vec::new());
-        let was_lingering = self.lingering.remove(identity);
+        let was_lingering = self.lingering.backends.remove(identity);
         self.backend_names.want(id, Some(backend_name(identity, &view)));
         self.want_endpoints(id, &view);
         if is_new || was_lingering {
@@ -120,10 +125,7 @@ impl Installation {
 
     fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
         let claims: Vec<_> = desired.address_claims(address).collect();
-        let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
-        };
-        let winner = claims.iter().find_map(|claim| Some((*claim, placed(&claim.identity)?)));
+        let winner = claims.iter().find_map(|claim| Some((*claim, self.placed(&claim.identity)?)));
         let mut found = Vec::new();
         if let [first, others @ ..] = &claims[..] {
             let name = |identity: &Identity| {
@@ -177,8 +179,8 @@ impl Installation {
         );
         let count = count.filter(|_| !map_is_full);
         match (self.targets.want(key, count), count) {
-            (None, Some(_)) => self.gates.want_port(Gate::TARGET_PORTS, *port),
-            (Some(_), None) => self.gates.drop_port(Gate::TARGET_PORTS, *port),
+            (None, Some(_)) => self.lingering.open_target(key, &mut self.gates),
+            (Some(_), None) => self.lingering.close_target(key),
             _ => {}
         }
     }
@@ -201,18 +203,15 @@ impl Installation {
             return;
         };
         let name = service_name(&key.0, &port.name);
-        let placed = self.service_ids.allocate(key).ok_or("--services");
-        let placed = placed.and_then(|id| Ok((id, self.select(id, table, now).ok_or("--slots")?)));
-        match placed {
-            Ok((id, selection)) => {
-                self.services.want(id, Some(Service { selection, flags: table.flags, affinity: 0 }));
-                self.service_names.want(id, Some(name));
-            }
+        match self.place(key, table, now) {
+            Ok(id) => drop(self.service_names.want(id, Some(name))),
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =
                     self.service_ids.get(key).is_some_and(|id| self.services.wanted(&id).is_some());
-                if !(is_serving && self.slots.is_waiting()) {
+                // Room for slots comes back by itself; the old ranges would let in whom the new ones do not.
+                let may_wait = flag == SLOTS && self.slots.is_waiting();
+                if !(is_serving && may_wait) {
                     // Nothing will come free by waiting: a table that is out of date would go on sending flows to
                     // backends that are gone.
                     self.withdraw(key, now);
@@ -223,6 +222,34 @@ impl Installation {
             }
         }
         desired.touch_frontends(&key.0);
+    }
+
+    /// Gives a table its id, its slice and what it knows of clients; else says the flag that makes room.
+    fn place(&mut self, key: &TableKey, table: &TableView, now: Instant) -> Result<u32, &'static str> {
+        let id = self.service_ids.allocate(key).ok_or("--services")?;
+        if !self.clients.admit(id, &table.ranges, &self.capacity) {
+            return Err("--frontends");
+        }
+        let selection = self.select(id, table, now).ok_or(SLOTS)?;
+        let (flags, affinity) = (table.flags, table.affinity);
+        self.services.want(id, Some(Service { selection, flags, affinity }));
+        let targets = self.eligible(id, table);
+        if self.clients.allow(id, targets, &self.capacity) { Ok(id) } else { Err("--backends") }
+    }
+
+    /// Whom clients of a service with affinity may stay with, and where datagrams may stay.
+    fn eligible(&self, service: u32, table: &TableView) -> Vec<EligibleKey> {
+        let key = |(backend, port), role| EligibleKey { service, backend, port, role };
+        let new = if table.affinity == 0 { &[][..] } else { &table.choice[..] };
+        let new = new.iter().filter_map(|chosen| Some((self.placed(&chosen.identity)?, chosen.port)));
+        let open = table.serving.iter();
+        let open = open.filter_map(|(identity, port)| Some((self.placed(identity)?, *port)));
+        new.map(|target| key(target, Role::NEW)).chain(open.map(|target| key(target, Role::OPEN))).collect()
+    }
+
+    /// The id of a backend that is there.
+    fn placed(&self, identity: &Identity) -> Option<u32> {
+        self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
     }
 
     /// The slice that holds a table: the present one if it holds the same, else a new one.
@@ -259,23 +286,24 @@ impl Installation {
     fn withdraw(&mut self, key: &TableKey, now: Instant) {
         let Some(id) = self.service_ids.release(key) else { return };
         self.retire(id, now);
+        self.clients.forget(id);
         self.services.want(id, None);
         self.service_names.want(id, None);
     }
 
     fn content(&self, table: &TableView) -> Vec<Target> {
-        let placed = |identity: &Identity| {
-            self.backend_ids.get(identity).filter(|_| !self.lingering.contains(identity))
-        };
-        let choice =
-            table.choice.iter().filter_map(|(identity, port)| Some((placed(identity)?, identity, *port)));
-        let (targets, seeds): (Vec<Target>, Vec<Seed>) = choice
-            .map(|(backend, identity, port)| {
-                (Target { backend, port, pad: 0 }, Seed::new(identity.as_str(), port))
-            })
-            .unzip();
-        let places = maglev::table(&seeds, table.size).into_iter();
+        let (targets, contenders) = self.contenders(table);
+        let places = maglev::table(&contenders, table.size).into_iter();
         places.filter_map(|place| targets.get(place as usize).copied()).collect()
+    }
+
+    /// Those of a table's choice that have an id.
+    fn contenders(&self, table: &TableView) -> (Vec<Target>, Vec<Contender>) {
+        let choice = table.choice.iter().filter_map(|Chosen { identity, port, weight }| {
+            let target = Target { backend: self.placed(identity)?, port: *port, pad: 0 };
+            Some((target, Contender { seed: Seed::new(identity.as_str(), *port), weight: *weight }))
+        });
+        choice.unzip()
     }
 
     fn resolve_frontend(&mut self, desired: &Desired, frontend: Frontend, warnings: &mut Warnings) {
@@ -286,8 +314,13 @@ impl Installation {
             let Some(winner) = winner else { continue };
             found.push(claimed_twice(frontend, &loser.table, &winner.table));
         }
-        let id = winner.filter(|claim| claim.served).and_then(|claim| self.service_ids.get(&claim.table));
-        let mut wanted = id.filter(|id| self.services.wanted(id).is_some());
+        let winner_served = winner.filter(|claim| claim.served);
+        let mut wanted = winner_served.and_then(|claim| {
+            let service = self.service_ids.get(&claim.table)?;
+            self.services.wanted(&service)?;
+            let flags = if claim.admission == Admission::Ranges { FrontendFlags::RANGES } else { 0 };
+            Some(abi::Frontend { service, flags })
+        });
         let ledger = &mut self.frontends[family_of(frontend.address)];
         if wanted.is_some() && !ledger.fits(&frontend, self.capacity.frontends) {
             wanted = None;
@@ -299,14 +332,8 @@ impl Installation {
         }
         warnings.set(Subject::Frontend(frontend.address, frontend.port, frontend.protocol.number()), found);
         match (ledger.want(frontend, wanted), wanted) {
-            (None, Some(_)) => {
-                self.gates.want_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.want_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
-            (Some(_), None) => {
-                self.gates.drop_port(Gate::FRONTEND_PORTS, frontend.port);
-                self.gates.drop_address(Gate::FRONTEND_ADDRESSES, frontend.address);
-            }
+            (None, Some(_)) => self.lingering.open_frontend(frontend, &mut self.gates),
+            (Some(_), None) => self.lingering.close_frontend(frontend),
             _ => {}
         }
     }

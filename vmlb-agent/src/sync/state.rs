@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::desired::backend::BackendView;
-use crate::desired::service::{PortView, ServiceView};
+use crate::desired::service::{PortView, ServiceView, Way};
 use crate::desired::{Desired, Frontend, Side};
 use crate::identity::Identity;
 use crate::index::service::Left;
@@ -80,7 +80,7 @@ pub(super) fn service(
         .map(|frontend| FrontendState { address: frontend.address, port: frontend.port })
         .collect();
     let chosen = port.tables().flat_map(|(_, table)| &table.choice);
-    let usable: std::collections::BTreeSet<&Identity> = chosen.map(|(identity, _)| identity).collect();
+    let usable: std::collections::BTreeSet<&Identity> = chosen.map(|chosen| &chosen.identity).collect();
     ServiceState {
         namespace: port.key.service.namespace.to_string(),
         name: port.key.service.name.to_string(),
@@ -104,11 +104,12 @@ fn served<'a>(
     installation: Option<&'a Installation>,
     port: &'a PortView,
 ) -> impl Iterator<Item = Frontend> + 'a {
-    let is_served = move |(frontend, side): &&(Frontend, Side)| {
-        let id = installation.and_then(|installation| installation.service_id(&(port.key.clone(), *side)));
-        id.is_some() && installation.and_then(|installation| installation.frontend(frontend)) == id
+    let is_served = move |way: &&Way| {
+        let table = (port.key.clone(), way.side);
+        let id = installation.and_then(|installation| installation.service_id(&table));
+        id.is_some() && installation.and_then(|installation| installation.frontend(&way.frontend)) == id
     };
-    port.frontends.iter().filter(is_served).map(|(frontend, _)| *frontend)
+    port.frontends.iter().filter(is_served).map(|way| way.frontend)
 }
 
 /// Why a port is left to the node's stack; `is_bare`: nothing is served at any of its frontends.
@@ -130,7 +131,7 @@ pub(super) fn reason(
     if !is_bare {
         return None;
     }
-    let winners = port.frontends.iter().filter_map(|(frontend, _)| desired.claims(frontend).next());
+    let winners = port.frontends.iter().filter_map(|way| desired.claims(&way.frontend).next());
     let other = winners.map(|claim| &claim.table.0).find(|key| **key != port.key);
     match other {
         Some(other) => Some(Left::Claimed(other.service.clone()).to_string()),

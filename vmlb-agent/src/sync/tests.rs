@@ -5,8 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::Sync;
-use crate::facts::{NodeAddress, NodeFacts, NodePortAddresses};
+use crate::facts::{NodeAddress, NodeFacts};
 use crate::object::{Kind, ObjectRef};
+use crate::serving::Serving;
 use crate::tables::Capacity;
 use crate::tables::memory::Memory;
 use crate::watch::{Event, document};
@@ -17,7 +18,16 @@ fn events(object: &Value) -> Vec<Event> {
 }
 
 fn tables() -> Memory {
-    Memory::new(Capacity { services: 16, slots: 1 << 14, backends: 16, frontends: 16, pods: 16, targets: 16 })
+    Memory::new(Capacity {
+        services: 16,
+        slots: 1 << 14,
+        backends: 16,
+        frontends: 16,
+        pods: 16,
+        targets: 16,
+        eligible: 16,
+        ranges: 16,
+    })
 }
 
 fn service() -> Value {
@@ -39,13 +49,47 @@ fn slice(address: &str, triggered: &str) -> Value {
 }
 
 fn begun(objects: &[Value]) -> Sync {
-    let mut sync = Sync::new("n1", NodePortAddresses::default());
+    let mut sync = Sync::new("n1", Serving::default());
     let address = NodeAddress { address: [192, 0, 2, 1].into(), ifindex: 2, primary: true };
     sync.facts(NodeFacts { addresses: vec![address], ..NodeFacts::default() });
     for event in objects.iter().flat_map(events).chain(Kind::ALL.map(Event::Listed)) {
         sync.apply(event);
     }
     sync
+}
+
+fn datagrams(ready: &[bool]) -> [Value; 2] {
+    let mut service = service();
+    service["spec"]["ports"][0]["protocol"] = "UDP".into();
+    let mut slice = slice("10.0.0.1", "");
+    slice["ports"][0]["protocol"] = "UDP".into();
+    let endpoints = ready.iter().enumerate().map(|(place, ready)| {
+        json!({"addresses": [format!("10.0.0.{}", place + 1)], "conditions": {"ready": ready}})
+    });
+    slice["endpoints"] = endpoints.collect();
+    [service, slice]
+}
+
+#[test]
+fn a_change_of_who_serves_datagrams_asks_for_an_ageing_pass_and_nothing_else_does() {
+    let mut tables = tables();
+    let mut sync = begun(&datagrams(&[true, false]));
+    let now = Instant::now();
+    let mut then = |ready: &[bool]| {
+        datagrams(ready).iter().flat_map(events).for_each(|event| sync.apply(event));
+        let report = sync.sync(&mut tables, now);
+        assert!(report.error.is_none(), "{report:?}");
+        report.moves_datagrams
+    };
+    assert!(then(&[true, false]));
+    assert!(!then(&[true, false]));
+    assert!(then(&[false, true]));
+    let connections = |address| [service(), slice(address, "")];
+    let (mut tables, mut sync) = (self::tables(), begun(&connections("10.0.0.1")));
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        connections(address).iter().flat_map(events).for_each(|event| sync.apply(event));
+        assert!(!sync.sync(&mut tables, now).moves_datagrams);
+    }
 }
 
 fn at(seconds: u64) -> SystemTime {

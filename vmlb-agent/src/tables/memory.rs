@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use vmlb_common::abi::{
-    Backend, BackendName, Device, Frontend, FrontendKey, Gate, Pod, Service, ServiceName, Target, TargetKey,
+    Backend, BackendName, Device, EligibleKey, Frontend, FrontendFlags, FrontendKey, Gate, Pod, RangeKey,
+    Role, Service, ServiceName, Target, TargetKey,
 };
 use vmlb_common::family::{Address4, Address6};
+use vmlb_common::wire::Protocol;
 
-use super::{Capacity, Change, Record, RecordKey, Tables, selection_of};
+use crate::index::slice::Family;
+
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
 
 mod dump;
 
@@ -28,9 +32,12 @@ pub struct Memory {
     pods4: BTreeMap<Address4, Pod>,
     pods6: BTreeMap<Address6, Pod>,
     targets: BTreeMap<TargetKey, u32>,
+    eligible: BTreeMap<EligibleKey, u32>,
+    ranges4: BTreeMap<RangeKey<Address4>, u32>,
+    ranges6: BTreeMap<RangeKey<Address6>, u32>,
     service_names: BTreeMap<u32, ServiceName>,
     backend_names: BTreeMap<u32, BackendName>,
-    in_flows: BTreeSet<u32>,
+    in_flows: InFlows,
     writes: usize,
     fail_after: Option<usize>,
 }
@@ -44,6 +51,8 @@ pub struct Served {
     pub name: Option<ServiceName>,
     /// [`vmlb_common::abi::ServiceFlags`].
     pub flags: u32,
+    /// Seconds for which a client stays with a target.
+    pub affinity: u32,
     /// Its selection table.
     pub slots: Vec<Target>,
 }
@@ -57,6 +66,8 @@ impl Default for Memory {
             frontends: 1024,
             pods: 4096,
             targets: 4096,
+            eligible: 4096,
+            ranges: 1024,
         })
     }
 }
@@ -78,9 +89,12 @@ impl Memory {
             pods4: BTreeMap::new(),
             pods6: BTreeMap::new(),
             targets: BTreeMap::new(),
+            eligible: BTreeMap::new(),
+            ranges4: BTreeMap::new(),
+            ranges6: BTreeMap::new(),
             service_names: BTreeMap::new(),
             backend_names: BTreeMap::new(),
-            in_flows: BTreeSet::new(),
+            in_flows: InFlows::default(),
             writes: 0,
             fail_after: None,
         }
@@ -91,9 +105,9 @@ impl Memory {
         self.fail_after = changes;
     }
 
-    /// Backends that flows name.
-    pub fn set_flows(&mut self, backends: impl IntoIterator<Item = u32>) {
-        self.in_flows = backends.into_iter().collect();
+    /// What flows name from now on.
+    pub fn set_flows(&mut self, in_flows: InFlows) {
+        self.in_flows = in_flows;
     }
 
     /// Changes carried out so far.
@@ -124,30 +138,47 @@ impl Memory {
     pub fn service(&self, id: u32) -> Served {
         let service = self.services.get(&id).copied().unwrap_or_default();
         let slots = self.selection(&service).unwrap_or_default().to_vec();
-        Served { id, name: self.service_names.get(&id).copied(), flags: service.flags, slots }
+        Served {
+            id,
+            name: self.service_names.get(&id).copied(),
+            flags: service.flags,
+            affinity: service.affinity,
+            slots,
+        }
     }
 
     /// Points at something that is not there: what no prefix of a plan may show. `None`: all is whole.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        let v4 =
-            self.frontends4.iter().map(|(key, value)| (value.service, key.port, Gate::hash(&key.address)));
-        let v6 =
-            self.frontends6.iter().map(|(key, value)| (value.service, key.port, Gate::hash(&key.address)));
+        let v4 = self.frontends4.iter();
+        let v4 = v4.map(|(key, value)| (value, key.port, Gate::hash(&key.address), Family::V4));
+        let v6 = self.frontends6.iter();
+        let v6 = v6.map(|(key, value)| (value, key.port, Gate::hash(&key.address), Family::V6));
         let mut served = BTreeSet::new();
-        for (service, port, hash) in v4.chain(v6) {
+        for (Frontend { service, flags }, port, hash, family) in v4.chain(v6) {
+            if flags & FrontendFlags::RANGES != 0 && !self.has_ranges(*service, family) {
+                return Some(format!("a frontend of service {service} admits nobody"));
+            }
             if !self.gate(Gate::FRONTEND_PORTS, port) || !self.gate(Gate::FRONTEND_ADDRESSES, hash) {
                 return Some(format!("a frontend of service {service} is behind a closed gate"));
             }
-            served.insert(service);
+            served.insert(*service);
         }
         served.into_iter().find_map(|service| self.fault_of(service))
     }
 
-    fn fault_of(&self, service: u32) -> Option<String> {
-        if !self.service_names.contains_key(&service) {
-            return Some(format!("a frontend points at service {service}, which is not there"));
+    fn has_ranges(&self, service: u32, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ranges4.keys().any(|key| key.block.service == service),
+            Family::V6 => self.ranges6.keys().any(|key| key.block.service == service),
         }
+    }
+
+    fn fault_of(&self, service: u32) -> Option<String> {
+        let Some(name) = self.service_names.get(&service) else {
+            return Some(format!("a frontend points at service {service}, which is not there"));
+        };
+        let is_udp = name.protocol == Protocol::UDP.number();
         // All zeros is a service without a backend.
         let entry = self.services.get(&service).copied().unwrap_or_default();
         let Some(slots) = self.selection(&entry) else {
@@ -160,6 +191,11 @@ impl Memory {
             }
             if !self.is_whole(target) {
                 return Some(format!("service {service} selects {target:?}, which is not there"));
+            }
+            let Target { backend, port, .. } = *target;
+            let may_be = |role| self.eligible.contains_key(&EligibleKey { service, backend, port, role });
+            if (entry.affinity != 0 && !may_be(Role::NEW)) || (is_udp && !may_be(Role::OPEN)) {
+                return Some(format!("clients of service {service} cannot stay with {target:?}"));
             }
             whole.push(*target);
         }
@@ -182,7 +218,7 @@ impl Memory {
     }
 
     fn put(&mut self, record: &Record) -> anyhow::Result<()> {
-        let Capacity { services, backends, frontends, pods, targets, .. } = self.capacity;
+        let Capacity { services, backends, frontends, pods, targets, eligible, ranges, .. } = self.capacity;
         match record {
             Record::Gate(entry, word) => array(&mut self.gate, Gate::ENTRIES, *entry, *word),
             Record::Device(index, device) => hash(&mut self.devices, 1024, *index, *device),
@@ -202,6 +238,9 @@ impl Memory {
             Record::Pod4(address, pod) => hash(&mut self.pods4, pods, *address, *pod),
             Record::Pod6(address, pod) => hash(&mut self.pods6, pods, *address, *pod),
             Record::Target(key, count) => hash(&mut self.targets, targets, *key, *count),
+            Record::Eligible(key) => hash(&mut self.eligible, eligible, *key, 1),
+            Record::Range4(key) => hash(&mut self.ranges4, ranges, *key, 1),
+            Record::Range6(key) => hash(&mut self.ranges6, ranges, *key, 1),
             Record::ServiceName(id, name) => hash(&mut self.service_names, services, *id, *name),
             Record::BackendName(id, name) => hash(&mut self.backend_names, backends, *id, *name),
         }
@@ -215,6 +254,9 @@ impl Memory {
             RecordKey::Pod4(address) => drop(self.pods4.remove(address)),
             RecordKey::Pod6(address) => drop(self.pods6.remove(address)),
             RecordKey::Target(key) => drop(self.targets.remove(key)),
+            RecordKey::Eligible(key) => drop(self.eligible.remove(key)),
+            RecordKey::Range4(key) => drop(self.ranges4.remove(key)),
+            RecordKey::Range6(key) => drop(self.ranges6.remove(key)),
             RecordKey::ServiceName(id) => drop(self.service_names.remove(id)),
             RecordKey::BackendName(id) => drop(self.backend_names.remove(id)),
         }
@@ -269,6 +311,9 @@ impl Tables for Memory {
         records.extend(self.pods4.iter().map(|(address, pod)| Record::Pod4(*address, *pod)));
         records.extend(self.pods6.iter().map(|(address, pod)| Record::Pod6(*address, *pod)));
         records.extend(self.targets.iter().map(|(key, count)| Record::Target(*key, *count)));
+        records.extend(self.eligible.keys().map(|key| Record::Eligible(*key)));
+        records.extend(self.ranges4.keys().map(|key| Record::Range4(*key)));
+        records.extend(self.ranges6.keys().map(|key| Record::Range6(*key)));
         records.extend(self.service_names.iter().map(|(id, name)| Record::ServiceName(*id, *name)));
         records.extend(self.backend_names.iter().map(|(id, name)| Record::BackendName(*id, *name)));
         Ok(records)
@@ -289,7 +334,7 @@ impl Tables for Memory {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
         Ok(self.in_flows.clone())
     }
 }

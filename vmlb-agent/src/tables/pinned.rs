@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 
 use anyhow::Context;
 use vmlb_common::abi::{
-    Backend, BackendFlags, BackendName, Delivery, Device, Flow, FlowKey, Frontend, FrontendKey, NeighbourKey,
-    Pod, Service, ServiceName, Target, TargetKey, names,
+    Backend, BackendFlags, BackendName, Delivery, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
+    NeighbourKey, Pod, RangeKey, Service, ServiceName, Target, TargetKey, names,
 };
 use vmlb_common::family::{Address4, Address6};
+use vmlb_common::wire::Protocol;
 
-use super::{Capacity, Change, Record, RecordKey, Tables, selection_of};
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
 use crate::bpf::PinnedMap;
 use crate::counts::traffic::TrafficMap;
+use crate::desired;
 use crate::pins::PinRoot;
 
 /// The maps that the control plane owns, and the flow tables it looks at.
@@ -23,6 +26,7 @@ pub struct PinnedTables {
     services: PinnedMap<u32, Service>,
     slots: PinnedMap<u32, Target>,
     targets: PinnedMap<TargetKey, u32>,
+    eligible: PinnedMap<EligibleKey, u32>,
     service_names: PinnedMap<u32, ServiceName>,
     backend_names: PinnedMap<u32, BackendName>,
     traffic: TrafficMap,
@@ -69,6 +73,7 @@ struct FamilyTables<K, B, A, FK, FV> {
     frontends: PinnedMap<K, Frontend>,
     backends: PinnedMap<u32, B>,
     pods: PinnedMap<A, Pod>,
+    ranges: PinnedMap<RangeKey<A>, u32>,
     flows: [PinnedMap<FK, FV>; 2],
 }
 
@@ -78,6 +83,7 @@ macro_rules! open_family {
             frontends: PinnedMap::open($root, names::FRONTENDS[$family])?,
             backends: PinnedMap::open($root, names::BACKENDS[$family])?,
             pods: PinnedMap::open($root, names::PODS[$family])?,
+            ranges: PinnedMap::open($root, names::RANGES[$family])?,
             flows: [
                 PinnedMap::open($root, names::FLOWS[$family])?,
                 PinnedMap::open($root, names::HALF_FLOWS[$family])?,
@@ -98,6 +104,7 @@ impl PinnedTables {
             services: PinnedMap::open(root, names::SERVICES)?,
             slots: PinnedMap::open(root, names::SLOTS)?,
             targets: PinnedMap::open(root, names::TARGETS)?,
+            eligible: PinnedMap::open(root, names::ELIGIBLE)?,
             service_names: PinnedMap::open(root, names::SERVICE_NAMES)?,
             backend_names: PinnedMap::open(root, names::BACKEND_NAMES)?,
             traffic: TrafficMap::open(root)?,
@@ -167,6 +174,9 @@ impl PinnedTables {
             Record::Pod4(address, pod) => self.v4.pods.put(address, pod),
             Record::Pod6(address, pod) => self.v6.pods.put(address, pod),
             Record::Target(key, services) => self.targets.put(key, services),
+            Record::Eligible(key) => self.eligible.put(key, &1),
+            Record::Range4(key) => self.v4.ranges.put(key, &1),
+            Record::Range6(key) => self.v6.ranges.put(key, &1),
             Record::ServiceName(id, name) => self.service_names.put(id, name),
             Record::BackendName(id, name) => self.put_backend_name(*id, name),
         }
@@ -194,6 +204,9 @@ impl PinnedTables {
             RecordKey::Pod4(address) => self.v4.pods.remove(address),
             RecordKey::Pod6(address) => self.v6.pods.remove(address),
             RecordKey::Target(key) => self.targets.remove(key),
+            RecordKey::Eligible(key) => self.eligible.remove(key),
+            RecordKey::Range4(key) => self.v4.ranges.remove(key),
+            RecordKey::Range6(key) => self.v6.ranges.remove(key),
             RecordKey::ServiceName(id) => self.service_names.remove(id),
             RecordKey::BackendName(id) => self.remove_backend_name(*id),
         }
@@ -226,6 +239,8 @@ impl Tables for PinnedTables {
             frontends: self.v4.frontends.entries(),
             pods: self.v4.pods.entries(),
             targets: self.targets.entries(),
+            eligible: self.eligible.entries(),
+            ranges: self.v4.ranges.entries(),
         }
     }
 
@@ -246,6 +261,9 @@ impl Tables for PinnedTables {
         records.extend(self.v4.pods.all()?.into_iter().map(|(key, value)| Record::Pod4(key, value)));
         records.extend(self.v6.pods.all()?.into_iter().map(|(key, value)| Record::Pod6(key, value)));
         records.extend(self.targets.all()?.into_iter().map(|(key, value)| Record::Target(key, value)));
+        records.extend(self.eligible.all()?.into_iter().map(|(key, _)| Record::Eligible(key)));
+        records.extend(self.v4.ranges.all()?.into_iter().map(|(key, _)| Record::Range4(key)));
+        records.extend(self.v6.ranges.all()?.into_iter().map(|(key, _)| Record::Range6(key)));
         records.extend(
             self.service_names.all()?.into_iter().map(|(key, value)| Record::ServiceName(key, value)),
         );
@@ -266,16 +284,25 @@ impl Tables for PinnedTables {
         Ok(())
     }
 
-    fn backends_in_flows(&self) -> anyhow::Result<BTreeSet<u32>> {
-        let mut backends = BTreeSet::new();
+    fn in_flows(&self) -> anyhow::Result<InFlows> {
+        let mut in_flows = InFlows::default();
         for map in &self.v4.flows {
-            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+            map.each(|key, flow| note(&mut in_flows, key.frontend.octets.into(), &key, flow))?;
         }
         for map in &self.v6.flows {
-            backends.extend(map.all()?.into_iter().map(|(_, flow)| flow.backend));
+            map.each(|key, flow| note(&mut in_flows, key.frontend.octets.into(), &key, flow))?;
         }
-        Ok(backends)
+        Ok(in_flows)
     }
+}
+
+fn note<A>(in_flows: &mut InFlows, address: IpAddr, key: &FlowKey<A>, flow: &Flow<A>) -> ControlFlow<()> {
+    let (backend, port) = (flow.backend, flow.target_port);
+    in_flows.backends.insert(backend);
+    in_flows.targets.insert(TargetKey { backend, port, protocol: key.protocol, pad: 0 });
+    let protocol = Protocol::new(key.protocol);
+    in_flows.frontends.insert(desired::Frontend { address, port: key.frontend_port, protocol });
+    ControlFlow::Continue(())
 }
 
 /// Map `neighbours`: next hops that are kept fresh, and how ([`crate::neighbours::Upkeep`]).

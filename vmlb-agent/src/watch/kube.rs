@@ -15,6 +15,7 @@ use crate::object::Kind;
 pub mod access;
 pub mod board;
 mod decode;
+pub mod events;
 mod failure;
 pub mod patience;
 mod stream;
@@ -22,6 +23,7 @@ mod watcher;
 
 pub use access::{Access, Flags};
 pub use board::{Board, Phase, WatchState};
+pub use events::Events;
 pub use patience::Patience;
 
 use watcher::Watcher;

@@ -1,7 +1,7 @@
 //! Session affinity: a client's new flows of a service go where its last one went. What a client that has not shown
 //! itself yet is given stands in a table of its own, so that a flood of invented clients evicts only each other.
 
-use crate::abi::{Affinity, ClientKey, EligibleKey, Target};
+use crate::abi::{Affinity, ClientKey, EligibleKey, Role, Target};
 use crate::family::Family;
 use crate::kernel::{Kernel, Stage, Tables};
 
@@ -48,7 +48,7 @@ fn valid<F: Family, K: Kernel + Tables<F>>(
         return NONE;
     }
     let Target { backend, port, .. } = known.target;
-    if !kernel.is_eligible(&EligibleKey { service: key.service, backend, port, pad: 0 }) {
+    if !kernel.is_eligible(&EligibleKey { service: key.service, backend, port, role: Role::NEW }) {
         return NONE;
     }
     number(&known.target)

@@ -31,8 +31,7 @@ pub(super) fn established<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
     request(packet, kernel, Stage::Established, &transport, &key, &live.copy(), live).number()
 }
 
-/// A request of a flow that is not proved yet. [`Verdict::CONTINUE`] where this packet proves it: the flow is in the other
-/// table then.
+/// A request of a flow that is not proved yet. Where this packet proves it, the flow is in the other table afterwards.
 #[inline(never)]
 pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
     let Some(transport) = Transport::read::<F, P>(packet) else {
@@ -54,12 +53,16 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
         _ => return Verdict::drop(Reason::FLOW_BUSY).number(),
     };
     kernel.trace(packet, Step::HALF_OPEN, flow.backend);
+    let (mut stage, mut live) = (Stage::Half, live);
     if proves(&transport, reply) && promote(packet, kernel, &key, &flow, &reply_key) != 0 {
         affinity::keep(kernel, &ClientKey { service: flow.service, client: key.client });
-        // This entry is no more, and may be another flow's already.
-        return Verdict::CONTINUE.number();
+        // The old entry is no more, and may be another flow's already.
+        let Some(promoted) = kernel.flow(Stage::Established, &key) else {
+            return Verdict::drop(Reason::FLOW_BUSY).number();
+        };
+        (stage, live) = (Stage::Established, promoted);
     }
-    request(packet, kernel, Stage::Half, &transport, &key, &flow, live).number()
+    request(packet, kernel, stage, &transport, &key, &flow, live).number()
 }
 
 /// Whether this request shows that the client has what the backend answered: for TCP an acknowledgment of the SYN-ACK's

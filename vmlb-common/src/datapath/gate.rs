@@ -1,7 +1,7 @@
 //! Tells packets that cannot be ours, by bitmaps alone. Most traffic on a node ends here.
 
 use crate::abi::Gate;
-use crate::family::{Family, Header};
+use crate::family::{Address, Family, Header};
 use crate::kernel::{Kernel, Step};
 use crate::packet::{Frame, Packet};
 use crate::verdict::{Reason, Verdict};
@@ -10,13 +10,14 @@ use crate::wire::{Protocol, TcpFlags, TcpHeader, UdpHeader};
 /// What the gate knows of a packet that it let in.
 pub(super) struct Entrance {
     pub(super) verdict: Verdict,
+    pub(super) may_be_error: bool,
     pub(super) may_be_reply: bool,
     pub(super) may_be_request: bool,
 }
 
 impl Entrance {
     const fn closed(verdict: Verdict) -> Self {
-        Self { verdict, may_be_reply: false, may_be_request: false }
+        Self { verdict, may_be_error: false, may_be_reply: false, may_be_request: false }
     }
 }
 
@@ -39,6 +40,9 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
         return Entrance::closed(Verdict::from_number(unservable::<F, K>(ip, kernel)));
     }
     let protocol = ip.protocol();
+    if protocol == F::ICMP && is_to_us(kernel, &ip.destination()) {
+        return Entrance { may_be_error: true, ..Entrance::closed(Verdict::CONTINUE) };
+    }
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Entrance::closed(Verdict::PASS);
     }
@@ -55,17 +59,33 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
         return Entrance::closed(Verdict::PASS);
     }
     kernel.trace(packet, Step::GATE, u32::from(port));
-    Entrance { verdict: Verdict::CONTINUE, may_be_reply, may_be_request }
+    Entrance { verdict: Verdict::CONTINUE, may_be_error: false, may_be_reply, may_be_request }
+}
+
+/// Whether an address is of a frontend, or SNAT's.
+#[inline(always)]
+fn is_to_us<K: Kernel, A: Address>(kernel: &K, address: &A) -> bool {
+    let bit = Gate::hash(address);
+    is_set(kernel, Gate::FRONTEND_ADDRESSES, bit) || is_set(kernel, Gate::SNAT_ADDRESSES, bit)
 }
 
 /// Fragments and headers with options to one of our addresses are counted; the stack gets them as they came.
 #[inline(never)]
 fn unservable<F: Family, K: Kernel>(ip: &F::Header, kernel: &K) -> u32 {
-    let address = Gate::hash(&ip.destination());
-    if !is_set(kernel, Gate::FRONTEND_ADDRESSES, address) && !is_set(kernel, Gate::SNAT_ADDRESSES, address) {
+    if !is_to_us(kernel, &ip.destination()) {
         return Verdict::PASS.number();
     }
     Verdict::punt(if ip.is_plain() { Reason::FRAGMENT } else { Reason::OPTIONS }).number()
+}
+
+/// Whether the packet is of the protocol that carries errors, without options and whole.
+#[inline(always)]
+pub(super) fn may_be_error<F: Family, P: Packet>(packet: &mut P) -> bool {
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return false;
+    };
+    let ip = &frame.ip;
+    ip.is_version() && ip.is_plain() && !ip.is_fragment() && ip.protocol() == F::ICMP
 }
 
 /// From this node's pods: packets that a target may have sent.

@@ -2,12 +2,12 @@
 
 use crate::abi::{DeviceFlags, Hop};
 use crate::checksum::Delta;
-use crate::family::Family;
+use crate::family::{Family, Header};
 use crate::kernel::{Kernel, Query, Route, Step, Tables};
 use crate::live::Slot;
-use crate::packet::{Packet, Sending};
+use crate::packet::{Frame, Packet, Sending};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::Protocol;
+use crate::wire::{Ethernet, Protocol, UdpHeader};
 
 use super::translate::{End, Hops, translate};
 
@@ -46,10 +46,48 @@ impl Validity {
     }
 }
 
-/// Translates a packet and sends it by the cached hop, or by what the FIB says. Where the verdict is a punt or a
-/// deferral the packet is untouched.
+/// Translates a packet and sends it by the cached hop, or by what the FIB says. Where the verdict is a punt, a deferral or
+/// a refusal the packet is untouched.
 #[inline(always)]
 pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    validity: &Validity,
+    slot: Slot,
+    way: &Way<'_, F>,
+) -> Verdict {
+    let verdict = aim(packet, kernel, validity, slot, way);
+    if verdict.is_final() {
+        return verdict;
+    }
+    let verdict = fits::<F, P>(packet, slot.mtu());
+    if verdict.is_final() {
+        return verdict;
+    }
+    let verdict =
+        translate(packet, way.protocol, &way.source, &way.destination, way.addresses, Hops::Counted);
+    if verdict.is_final() {
+        return verdict;
+    }
+    packet.send(slot)
+}
+
+/// Whether a frame is short enough for its way: the kernel would drop it without a word (`xdp_ok_fwd_dev`,
+/// `is_skb_forwardable`).
+#[inline(always)]
+fn fits<F: Family, P: Packet>(packet: &mut P, mtu: u32) -> Verdict {
+    if packet.uncut_length() <= mtu.saturating_add(size_of::<Ethernet>() as u32) {
+        return Verdict::CONTINUE;
+    }
+    match packet.view::<Frame<F::Header, UdpHeader>>() {
+        Some(frame) if !frame.ip.may_be_cut() => Verdict::too_big(mtu),
+        _ => Verdict::drop(Reason::UNCUTTABLE),
+    }
+}
+
+/// Sees to it that `slot` holds a hop that this hook can send by; [`Verdict::CONTINUE`] when it does.
+#[inline(always)]
+pub(super) fn aim<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     validity: &Validity,
@@ -64,12 +102,7 @@ pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // Told here, not where the answer came: a log line there would be the deepest chain of calls.
         kernel.trace(packet, Step::ROUTED, slot.ifindex());
     }
-    let verdict =
-        translate(packet, way.protocol, &way.source, &way.destination, way.addresses, Hops::Counted);
-    if verdict.is_final() {
-        return verdict;
-    }
-    packet.send(slot)
+    Verdict::CONTINUE
 }
 
 /// Where a packet is to go: both its ends after the translation, and the kind of device that may lead there.
@@ -79,7 +112,7 @@ pub(super) struct Way<'a, F: Family> {
     pub(super) destination: End<'a, F>,
     /// What the translation changes in the sum of both addresses.
     pub(super) addresses: Delta,
-    /// A bit of [`DeviceFlags`].
+    /// A bit of [`DeviceFlags`], or [`DeviceFlags::ANY`].
     pub(super) wanted: u32,
 }
 
@@ -97,10 +130,10 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
         destination: way.destination.address,
         protocol: way.protocol.number(),
     };
-    let mut hop =
-        Hop { stamp: validity.stamp, filled: validity.now, ifindex: 0, source: [0; 6], destination: [0; 6] };
+    let mut hop = Hop { stamp: validity.stamp, filled: validity.now, ..Hop::NOWHERE };
     let known = match kernel.route::<F>(packet.context(), packet.ifindex(), &query) {
-        Route::Found { ifindex, source, destination } => {
+        Route::Found { ifindex, source, destination, mtu } => {
+            hop.mtu = mtu;
             hop.ifindex = ifindex;
             hop.source = source;
             hop.destination = destination;
@@ -114,7 +147,7 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
         Route::None => return Verdict::punt(Reason::NO_ROUTE).number(),
     };
     let flags = device_flags(kernel, hop.ifindex);
-    if flags & way.wanted == 0 {
+    if way.wanted != DeviceFlags::ANY && flags & way.wanted == 0 {
         return Verdict::punt(Reason::FOREIGN_DEVICE).number();
     }
     if P::SENDING == Sending::Frames {

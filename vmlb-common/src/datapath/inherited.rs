@@ -1,5 +1,6 @@
 //! Connections that the node's stack carried before vmlb came: they stay with it until they end.
 
+use crate::abi::{ReplyKey, WireKey};
 use crate::family::Family;
 use crate::kernel::{Kernel, Tables};
 use crate::packet::{Frame, Packet, Transport, wire_key};
@@ -25,4 +26,30 @@ pub(super) fn is_inherited<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: 
     };
     seen.refresh(kernel.now());
     true
+}
+
+/// Whether the stack expects replies of this tuple, because it masqueraded a connection of its own to the same port
+/// before vmlb came.
+#[inline(never)]
+pub(super) fn holds_replies<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    key: &ReplyKey<F::Address>,
+) -> bool {
+    match kernel.settings() {
+        Some(settings) if settings.inherited != 0 => {}
+        _ => return false,
+    }
+    let Some(backend) = kernel.backend(key.backend) else {
+        return false;
+    };
+    let wire = WireKey {
+        source: backend.address,
+        destination: key.peer,
+        source_port: key.target_port,
+        destination_port: key.peer_port,
+        protocol: key.protocol,
+        pad: 0,
+        pad2: 0,
+    };
+    kernel.inherited(&wire).is_some()
 }

@@ -16,7 +16,7 @@ use crate::wire::{Protocol, TcpFlags, UdpHeader};
 use super::affinity;
 use super::end;
 use super::hop::{NOWHERE, device_flags, leaves_by};
-use super::inherited::is_inherited;
+use super::inherited::{holds_replies, is_inherited};
 use super::snat::{self, Tuple};
 use super::translate::address_delta;
 
@@ -88,6 +88,11 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     let keeps_port = flow.delivery == Delivery::STACK && keep_port(kernel, flow, reply);
     if !keeps_port && !snat::reserve_port(kernel, hash, flow, reply) {
         return Verdict::reject(Reason::SNAT_EXHAUSTED).number();
+    }
+    if holds_replies(kernel, &flow.reply_key(reply.flow.protocol)) {
+        // One tuple cannot have two masters: the stack, which has this one already, is to serve the newcomer too.
+        kernel.remove_reply(Stage::Half, &flow.reply_key(reply.flow.protocol));
+        return Verdict::punt(Reason::INHERITED).number();
     }
     if kernel.add_flow(Stage::Half, &reply.flow, flow).is_err() {
         // Another CPU has just opened it; its reservation stands, ours goes, and the packet is found there.

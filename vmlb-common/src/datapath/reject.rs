@@ -12,7 +12,7 @@ use crate::wire::{Be16, Ethernet, IcmpHeader, Protocol, TcpFlags, TcpHeader, Udp
 /// are a whole UDP header).
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Unreachable<I> {
+struct Quoting<I> {
     ethernet: Ethernet,
     ip: I,
     icmp: IcmpHeader,
@@ -21,19 +21,25 @@ struct Unreachable<I> {
 }
 
 // SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl<I: Wire> Wire for Unreachable<I> {}
+unsafe impl<I: Wire> Wire for Quoting<I> {}
 
-/// Answers a packet whose sender is to learn that it is refused: TCP with a reset, all else with "port unreachable".
-/// At TC, where frames cannot be reshaped before their checksums are whole, the stack is left to do it.
+/// Answers a packet whose sender is to learn that it is refused: one that is too big with the MTU, TCP with a reset, all
+/// else with "port unreachable". At TC, where frames cannot be reshaped before their checksums are whole, the stack is left
+/// to do it.
 #[inline(never)]
 pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
-    reason: Reason,
+    refusal: Verdict,
 ) -> u32 {
+    let reason = refusal.reason();
     let Some(settings) = kernel.settings() else {
         return Verdict::punt(reason).number();
     };
+    if P::SENDING == Sending::Packets && refusal.mtu() != 0 {
+        // The flow is ours: the stack would answer a reset.
+        return Verdict::drop(reason).number();
+    }
     if P::SENDING == Sending::Packets || settings.reject_rate == 0 {
         return Verdict::punt(reason).number();
     }
@@ -52,10 +58,12 @@ pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if !kernel.spend(|bucket| take(bucket, now, rate, hz)) {
         return Verdict::drop(Reason::REJECT_LIMIT).number();
     }
-    let done = if transport.protocol == Protocol::TCP {
+    let done = if refusal.mtu() != 0 {
+        error::<F, P>(packet, F::TOO_BIG, refusal.mtu())
+    } else if transport.protocol == Protocol::TCP {
         reset::<F, P>(packet, &transport)
     } else {
-        unreachable::<F, P>(packet)
+        error::<F, P>(packet, F::PORT_UNREACHABLE, 0)
     };
     if done { Verdict::answer(reason) } else { Verdict::drop(reason) }.number()
 }
@@ -107,9 +115,9 @@ fn reset<F: Family, P: Packet>(packet: &mut P, transport: &Transport) -> bool {
     true
 }
 
-/// "Port unreachable" from the frontend to the client, quoting the packet's first octets.
-#[inline(always)]
-fn unreachable<F: Family, P: Packet>(packet: &mut P) -> bool {
+/// An ICMP error from the packet's destination to its source, quoting its first octets.
+#[inline(never)]
+fn error<F: Family, P: Packet>(packet: &mut P, kind: Be16, mtu: u32) -> bool {
     let length = (size_of::<IcmpHeader>() + size_of::<F::Header>() + size_of::<[Be16; 4]>()) as u32;
     let Some(ethernet) = packet.view::<Ethernet>().copied() else {
         return false;
@@ -118,23 +126,18 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P) -> bool {
     if !packet.reshape(kept, (size_of::<F::Header>() + size_of::<IcmpHeader>()) as u32) {
         return false;
     }
-    let Some(error) = packet.view::<Unreachable<F::Header>>() else {
+    let Some(error) = packet.view::<Quoting<F::Header>>() else {
         return false;
     };
     error.ethernet =
         Ethernet { source: ethernet.destination, destination: ethernet.source, ethertype: F::ETHERTYPE };
-    error.icmp = IcmpHeader {
-        kind: F::PORT_UNREACHABLE,
-        checksum: Be16::new(0),
-        unused: [Be16::new(0), Be16::new(0)],
-    };
-    let (client, frontend) = (error.quoted.source(), error.quoted.destination());
-    error.ip.originate(&frontend, &client, F::ICMP, length as u16);
+    error.icmp = IcmpHeader { kind, checksum: Be16::new(0), rest: words_of(mtu) };
+    let (to, from) = (error.quoted.source(), error.quoted.destination());
+    error.ip.originate(&from, &to, F::ICMP, length as u16);
     let quoted = error.quoted.sum().and(Sum::of(&error.start));
-    let body = Sum::ZERO.add(u32::from(F::PORT_UNREACHABLE.raw())).and(quoted);
+    let body = Sum::of(&[kind]).and(Sum::of(&error.icmp.rest)).and(quoted);
     // ICMP has no pseudo header, ICMPv6 has (RFC 4443 section 2.3).
-    let body =
-        if F::VERSION == 4 { body } else { body.and(pseudo::<F>(&frontend, &client, F::ICMP, length)) };
+    let body = if F::VERSION == 4 { body } else { body.and(pseudo::<F>(&from, &to, F::ICMP, length)) };
     error.icmp.checksum = body.complement();
     true
 }

@@ -135,7 +135,8 @@ fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(
         source: End { address: &found.flow.frontend, port: found.flow.frontend_port },
         destination: End { address: &found.flow.client, port: found.flow.client_port },
         addresses: found.addresses(),
-        wanted: DeviceFlags::UPLINK,
+        // The client's way back is the node's routing, not ours to choose.
+        wanted: DeviceFlags::ANY,
     };
     let verdict = hop::send(packet, kernel, &validity, found.live.hop(), &way);
     if verdict.is_punt() {
@@ -179,10 +180,10 @@ fn account<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, 
 #[inline(never)]
 pub(super) fn own_reset<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
     let Some(transport) = Transport::read::<F, P>(packet) else {
-        return Verdict::PASS.number();
+        return Verdict::CONTINUE.number();
     };
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
-        return Verdict::PASS.number();
+        return Verdict::CONTINUE.number();
     };
     // As the packet that is answered had them.
     let ends = Ends {
@@ -192,12 +193,12 @@ pub(super) fn own_reset<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
         destination_port: transport.source_port,
     };
     let Some(pod) = kernel.pod(&ends.source) else {
-        return Verdict::PASS.number();
+        return Verdict::CONTINUE.number();
     };
     let target =
         TargetKey { backend: pod.backend, port: ends.source_port, protocol: Protocol::TCP.number(), pad: 0 };
     if !kernel.is_target(&target) || kernel.has_socket::<F>(packet.context(), transport.protocol, &ends) {
-        return Verdict::PASS.number();
+        return Verdict::CONTINUE.number();
     }
     Verdict::drop(Reason::OWN_RESET).number()
 }

@@ -2,7 +2,8 @@
 //! marked; a packet in between takes the mark back. Both sides are claimed before either goes.
 
 use crate::abi::{
-    Affinity, ClientKey, Flow, FlowKey, Life, Reply, ReplyKey, Seen, Settings, TargetKey, Timeouts, WireKey,
+    Affinity, ClientKey, EligibleKey, Flow, FlowKey, Life, Reply, ReplyKey, Role, Seen, Settings, Timeouts,
+    WireKey,
 };
 use crate::family::Family;
 use crate::kernel::{Kernel, Stage, Tables};
@@ -94,8 +95,8 @@ pub fn flow<F: Family, K: Kernel + Tables<F>>(
     kernel.remove_reply(stage, &reply_key);
 }
 
-/// Whether the flow is one of UDP whose target serves no more while its service has others: its next packet is to find one
-/// of them. With nobody to move to it stays where it is.
+/// Whether the flow is one of UDP whose target serves no more for its service, which has others: its next packet is to find
+/// one of them. With nobody to move to it stays where it is.
 #[inline(always)]
 fn has_stopped<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -105,8 +106,9 @@ fn has_stopped<F: Family, K: Kernel + Tables<F>>(
     if key.protocol != Protocol::UDP.number() {
         return false;
     }
-    let target = TargetKey { backend: key.backend, port: key.target_port, protocol: key.protocol, pad: 0 };
-    if kernel.is_target(&target) {
+    // Another service may go on using the target: that says nothing about this one.
+    let target = EligibleKey { service, backend: key.backend, port: key.target_port, role: Role::OPEN };
+    if kernel.is_eligible(&target) {
         return false;
     }
     match kernel.service(service) {

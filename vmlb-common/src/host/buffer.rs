@@ -86,6 +86,10 @@ impl Packet for Buffer<Xdp> {
         self.size()
     }
 
+    fn uncut_length(&self) -> u32 {
+        self.size()
+    }
+
     fn ifindex(&self) -> u32 {
         self.device
     }
@@ -128,6 +132,10 @@ impl Packet for Buffer<Tc> {
     }
 
     fn length(&self) -> u32 {
+        self.size()
+    }
+
+    fn uncut_length(&self) -> u32 {
         self.size()
     }
 

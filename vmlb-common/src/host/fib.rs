@@ -36,19 +36,19 @@ struct Entry {
     device: u32,
 }
 
-/// Routes, neighbours, the devices' own MAC addresses, and devices on which forwarding is off.
+/// Routes, neighbours, the devices' own MAC addresses and MTUs, and devices on which forwarding is off.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     entries: Vec<Entry>,
     neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
-    devices: BTreeMap<u32, [u8; 6]>,
+    devices: BTreeMap<u32, ([u8; 6], u32)>,
     silent: BTreeSet<u32>,
 }
 
 impl Routes {
-    /// A device and its MAC address.
-    pub fn add_device(&mut self, device: u32, mac: [u8; 6]) {
-        self.devices.insert(device, mac);
+    /// A device, its MAC address and its MTU.
+    pub fn add_device(&mut self, device: u32, mac: [u8; 6], mtu: u32) {
+        self.devices.insert(device, (mac, mtu));
     }
 
     /// Switches forwarding off for what comes in by `device`.
@@ -87,8 +87,8 @@ impl Routes {
             Gateway::OnLink => question.destination,
         };
         match (self.neighbours.get(&(ifindex, neighbour)), self.devices.get(&ifindex)) {
-            (Some(destination), Some(source)) => {
-                Route::Found { ifindex, source: *source, destination: *destination }
+            (Some(destination), Some((source, mtu))) => {
+                Route::Found { ifindex, source: *source, destination: *destination, mtu: *mtu }
             }
             _ => Route::NoNeighbour { ifindex },
         }
@@ -112,14 +112,17 @@ mod tests {
     fn the_longest_matching_route_wins() {
         let mut routes = Routes::default();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        routes.add_device(2, [2; 6]);
+        routes.add_device(2, [2; 6], 1400);
         routes.add(ip("0.0.0.0"), 0, Gateway::Via(ip("192.0.2.1")), 2);
         routes.add(ip("10.0.0.7"), 32, Gateway::OnLink, 3);
         routes.learn(2, ip("192.0.2.1"), [9; 6]);
         let ask = |destination| {
             routes.answer(&Question { device: 2, source: ip("192.0.2.2"), destination, protocol: 6 })
         };
-        assert_eq!(ask(ip("10.0.0.8")), Route::Found { ifindex: 2, source: [2; 6], destination: [9; 6] });
+        assert_eq!(
+            ask(ip("10.0.0.8")),
+            Route::Found { ifindex: 2, source: [2; 6], destination: [9; 6], mtu: 1400 }
+        );
         assert_eq!(ask(ip("10.0.0.7")), Route::NoNeighbour { ifindex: 3 });
         assert_eq!(ask(ip("2001:db8::1")), Route::None);
     }

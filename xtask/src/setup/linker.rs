@@ -35,15 +35,18 @@ pub fn find(llvm: u32) -> Option<PathBuf> {
     linkers.find(|file| llvm_of(file).is_some_and(|found| found >= llvm) && starts(file))
 }
 
-/// Where we keep the linker for one LLVM: outside `target`, so that `cargo clean` and a second clone do not cost its
-/// build again.
+/// Where we keep the linker for one LLVM.
 fn folder(llvm: u32) -> PathBuf {
+    cache().join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
+}
+
+/// Where we keep what takes long to build or download: outside `target`, so that `cargo clean` and a second clone do not
+/// cost it again.
+pub fn cache() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
-    cache
-        .map_or_else(|| command::workspace().join("target/tools"), |cache| cache.join("vmlb"))
-        .join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
+    cache.map_or_else(|| command::workspace().join("target/tools"), |cache| cache.join("vmlb"))
 }
 
 /// Whether it runs at all: its LLVM library may have been removed since.

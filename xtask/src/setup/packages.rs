@@ -21,7 +21,7 @@ pub struct Need {
 }
 
 /// The commands that the build, the demo and the tests use.
-pub const COMMANDS: [Need; 8] = [
+pub const COMMANDS: [Need; 12] = [
     Need { command: "cc", packages: &["gcc"], purpose: "links programs of the host" },
     Need {
         command: "ip",
@@ -38,6 +38,14 @@ pub const COMMANDS: [Need; 8] = [
         packages: &["util-linux"],
         purpose: "enters a namespace and keeps bpffs visible",
     },
+    Need { command: "buildah", packages: &["buildah"], purpose: "makes the image" },
+    Need { command: "podman", packages: &["podman"], purpose: "runs the image in the tests" },
+    Need {
+        command: "runc",
+        packages: &["runc"],
+        purpose: "podman's runtime: it knows both generations of cgroups",
+    },
+    Need { command: "promtool", packages: &["prometheus"], purpose: "checks metrics and alerts" },
 ];
 
 /// Where a needed command is.

@@ -150,7 +150,7 @@ fn stops(net: Net) -> Story {
     story.flows(2, 1);
     story.change("backend 2 is not ready, backend 1 is", |world| {
         world.select(30002, 0, &[1]);
-        world.stop_serving(2);
+        world.stop_serving(30002, 2);
     });
     story.sweep();
     story.flows(2, 0);
@@ -169,7 +169,7 @@ fn stops_alone(net: Net) -> Story {
     story.wire("to backend 2", ask.clone(), there(&ask));
     story.change("backend 2 is not ready, and there is no other", |world| {
         world.select(30002, 0, &[]);
-        world.stop_serving(2);
+        world.stop_serving(30002, 2);
     });
     story.sweep();
     story.flows(1, 0);

@@ -4,7 +4,7 @@ use vmlb_common::verdict::Reason;
 
 use crate::packets::frame::{between, tcp};
 use crate::packets::story::{At, Exit, Expect, Story};
-use crate::packets::world::{ETH0, LOCAL, Net, OTHER0, POD1, neighbour};
+use crate::packets::world::{LOCAL, Net, OTHER0, POD1, neighbour};
 
 use Expect::{Delivered, Dropped, Passed, Punted, Sent, SentByTc};
 
@@ -18,10 +18,6 @@ fn connection(net: Net) -> Story {
     let (us, pod) = (net.node(61007), net.pod(1));
     let syn = tcp(client, frontend).syn(200);
     story.wire("SYN", syn.clone(), SentByTc(Reason::POD_DEVICE, between(us, pod, &syn).ttl(63), POD1));
-    story.change("the client's network is reached by eth0 now", |world| {
-        let eth0 = world.records.devices[&ETH0];
-        world.records.devices.insert(OTHER0, eth0);
-    });
     let answer = tcp(pod, us).syn(7000).ack(201);
     story.packet(
         "its answer is reversed where the pod's device comes in",
@@ -52,11 +48,16 @@ fn foreign_client(net: Net) -> Story {
     });
     let answer = tcp(net.pod(1), net.node(61010)).syn(6).ack(6);
     story.packet(
-        "the answer finds no uplink to the client",
+        "the answer goes by whatever device leads to the client",
         At::Pod(POD1),
-        answer,
-        Dropped(Reason::FOREIGN_DEVICE),
+        answer.clone(),
+        Sent(between(frontend, client, &answer).ttl(63), Exit { device: OTHER0, next_hop: neighbour(9) }),
     );
+    story.change("no way leads there any more", |world| {
+        world.silent.insert(POD1);
+    });
+    story.change("nor is any remembered", |world| world.records.settings.generation += 1);
+    story.packet("the answer is not the stack's", At::Pod(POD1), answer, Dropped(Reason::FORWARDING_OFF));
     let syn = tcp(client, net.node(LOCAL)).syn(5);
     story.wire("policy Local does not take the source away", syn, Punted(Reason::SOURCE_NOT_KEPT));
     story

@@ -125,7 +125,8 @@ fn lost(net: Net) -> Story {
         world.records.devices.remove(&ETH0);
         world.records.settings.generation += 1;
     });
-    story.wire("answers neither", answer, Dropped(Reason::FOREIGN_DEVICE));
+    let out = between(frontend, client, &answer).ttl(63);
+    story.wire("answers go by the node's routing, by TC", answer, SentByTc(Reason::NO_TRANSMIT, out, ETH0));
     let early = tcp(client, net.node(30002)).syn(1).ttl(1);
     story.change("the VM is behind eth1, which XDP cannot use", move |world| {
         world.remove_backend(4);

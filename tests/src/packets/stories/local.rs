@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use vmlb_common::verdict::Reason;
 
-use crate::packets::frame::{between, tcp, udp};
+use crate::packets::frame::{Says, between, tcp, udp};
 use crate::packets::story::{At, Expect, Story};
 use crate::packets::world::{ETH2, LOCAL, Net};
 
@@ -176,7 +176,7 @@ fn collision_of_datagrams(net: Net) -> Story {
     story.egress("its answer", answer.clone(), Delivered(between(second, client, &answer)));
     let third = udp(client, net.node(LOCAL));
     story.wire("a third finds no port", third.clone(), {
-        Answered(Reason::SNAT_EXHAUSTED, third.unreachable())
+        Answered(Reason::SNAT_EXHAUSTED, third.refused(Says::NoPort))
     });
     story.flows(2, 0);
     story

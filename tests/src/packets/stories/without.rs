@@ -3,7 +3,7 @@
 use vmlb_common::verdict::Reason;
 use vmlb_common::wire::Protocol;
 
-use crate::packets::frame::{between, tcp, udp};
+use crate::packets::frame::{Says, between, tcp, udp};
 use crate::packets::story::{At, BEHIND_ETH2, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{EMPTY, EMPTY_LOCAL, ETH0, ETH2, Net};
 
@@ -22,10 +22,10 @@ fn empty(net: Net) -> Story {
     story.wire(
         "UDP finds the port unreachable",
         ask.clone(),
-        Answered(Reason::NO_BACKEND, ask.unreachable()),
+        Answered(Reason::NO_BACKEND, ask.refused(Says::NoPort)),
     );
     let empty = udp(client, net.vip(EMPTY)).data(b"");
-    story.wire("without data too", empty.clone(), Answered(Reason::NO_BACKEND, empty.unreachable()));
+    story.wire("without data too", empty.clone(), Answered(Reason::NO_BACKEND, empty.refused(Says::NoPort)));
     let crowd = [0x01, 0x00, 0x5e, 0, 0, 1];
     story.wire(
         "a frame to a crowd is not answered",
@@ -82,6 +82,9 @@ fn inherited(net: Net) -> Story {
     story.wire("what its masquerading waits for", udp(pod, us), Passed);
     story.wire("by TCP too", tcp(pod, us).at(5).ack(6), Passed);
     let other = udp(client, net.vip(30002));
+    let same = udp(net.client(0, 61026), frontend);
+    story.wire("a newcomer that would get a tuple of it", same.clone(), Punted(Reason::INHERITED));
+    story.flows(0, 0);
     story.wire("another frontend", other.clone(), Sent(between(net.node(61025), pod, &other).ttl(63), NODE2));
     story.flows(1, 0);
     story.wait(179);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use vmlb_common::abi::{BackendFlags, Gate, ServiceFlags, Target};
+use vmlb_common::abi::{BackendFlags, Frontend, FrontendFlags, Gate, Role, ServiceFlags, Target};
 use vmlb_common::wire::Protocol;
 
 use super::Memory;
@@ -16,6 +16,7 @@ impl Memory {
         let mut out = String::new();
         self.dump_frontends(&mut out);
         self.dump_services(&mut out);
+        self.dump_clients(&mut out);
         self.dump_backends(&mut out);
         self.dump_gate(&mut out);
         out
@@ -23,14 +24,14 @@ impl Memory {
 
     fn dump_frontends(&self, out: &mut String) {
         let v4 = self.frontends4.iter();
-        let v4 =
-            v4.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value.service));
+        let v4 = v4.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value));
         let v6 = self.frontends6.iter();
-        let v6 =
-            v6.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value.service));
-        for (address, port, protocol, service) in v4.chain(v6) {
+        let v6 = v6.map(|(key, value)| (IpAddr::from(key.address.octets), key.port, key.protocol, value));
+        for (address, port, protocol, Frontend { service, flags: bits }) in v4.chain(v6) {
             let socket = std::net::SocketAddr::new(address, port);
-            line(out, &format!("frontend {socket} {} -> service {service}", Protocol::new(protocol).name()));
+            let admits = flags(*bits, &[(FrontendFlags::RANGES, "in ranges")]);
+            let protocol = Protocol::new(protocol).name();
+            line(out, &format!("frontend {socket} {protocol} -> service {service}{admits}"));
         }
     }
 
@@ -49,7 +50,7 @@ impl Memory {
             line(
                 out,
                 &format!(
-                    "service {id} {}/{} {} {}/{}{} slots {}+{} [{}]",
+                    "service {id} {}/{} {} {}/{}{}{} slots {}+{} [{}]",
                     text(&name.namespace),
                     text(&name.name),
                     if name.port_name[0] == 0 { "-".to_owned() } else { text(&name.port_name) },
@@ -63,11 +64,39 @@ impl Memory {
                             (ServiceFlags::RANDOM, "random"),
                         ]
                     ),
+                    if service.affinity == 0 {
+                        String::new()
+                    } else {
+                        format!(" affinity {}", service.affinity)
+                    },
                     service.selection.offset,
                     service.selection.size,
                     shares.join(", ")
                 ),
             );
+        }
+    }
+
+    fn dump_clients(&self, out: &mut String) {
+        let v4 =
+            self.ranges4.keys().map(|key| (key.block.service, key.block.client.octets.into(), key.length));
+        let v6 =
+            self.ranges6.keys().map(|key| (key.block.service, key.block.client.octets.into(), key.length));
+        let mut admitted: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for (service, address, length) in v4.chain(v6) {
+            let address: IpAddr = address;
+            admitted.entry(service).or_default().push(format!(" {address}/{}", length.saturating_sub(32)));
+        }
+        for (service, ranges) in admitted {
+            line(out, &format!("service {service} admits{}", ranges.concat()));
+        }
+        let mut kept: BTreeMap<(u32, u16), Vec<String>> = BTreeMap::new();
+        for key in self.eligible.keys() {
+            kept.entry((key.service, key.role)).or_default().push(format!(" {}:{}", key.backend, key.port));
+        }
+        for ((service, role), targets) in kept {
+            let what = if role == Role::NEW { "clients" } else { "datagrams" };
+            line(out, &format!("service {service} keeps {what} with{}", targets.concat()));
         }
     }
 

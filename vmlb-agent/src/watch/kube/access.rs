@@ -61,6 +61,7 @@ impl Flags {
 pub struct Access {
     flags: Flags,
     server: String,
+    namespace: String,
     current: Mutex<Held>,
 }
 
@@ -84,8 +85,9 @@ impl Access {
     pub async fn open(flags: Flags) -> anyhow::Result<Self> {
         let config = flags.config().await?;
         let server = config.cluster_url.to_string();
+        let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).context("the API server's address or certificates")?;
-        Ok(Self { flags, server, current: Mutex::new(Held { generation: 0, client }) })
+        Ok(Self { flags, server, namespace, current: Mutex::new(Held { generation: 0, client }) })
     }
 
     /// The API server's address.
@@ -94,8 +96,14 @@ impl Access {
         &self.server
     }
 
+    /// The namespace of the context, or of the pod.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// The present client, and its number for [`Self::renew`].
-    pub(super) fn client(&self) -> (u64, Client) {
+    pub(crate) fn client(&self) -> (u64, Client) {
         let held = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         (held.generation, held.client.clone())
     }

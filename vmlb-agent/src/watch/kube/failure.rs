@@ -55,7 +55,8 @@ impl Failure {
         match self {
             Self::Refused { code: 401, .. } => "check the token or certificate that is presented".into(),
             Self::Refused { code: 403, .. } => {
-                format!("grant get, list and watch on {plural} by a ClusterRole")
+                let verbs = if plural == "nodes" { "get, list and watch" } else { "list and watch" };
+                format!("grant {verbs} on {plural} by a ClusterRole")
             }
             Self::Away(_) => "check that the API server runs and can be reached from this node".into(),
             Self::Refused { .. } | Self::Gone(_) | Self::Broken(_) | Self::Garbled(_) | Self::Stopped => {

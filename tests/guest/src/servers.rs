@@ -22,6 +22,8 @@ pub const ECHO: u16 = 5002;
 pub const GREETING: u16 = 5003;
 /// TCP: each line back, behind the pod's name.
 pub const LINES: u16 = 5004;
+/// TCP: lines that come by themselves, see [`push`].
+pub const PUSH: u16 = 5005;
 
 /// Silence after which a server gives a connection up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,6 +38,7 @@ pub fn serve(name: &str) -> Result<()> {
     accept(BANNER, &name, |mut connection, name| Ok(write!(connection, "SSH-2.0-{name}\r\n")?))?;
     accept(BULK, &name, stream)?;
     accept(LINES, &name, answer_lines)?;
+    accept(PUSH, &name, push)?;
     greet(&name)?;
     let datagrams = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, ECHO)).context("binding the echo server")?;
     println!("ready");
@@ -129,6 +132,20 @@ fn answer_lines(mut connection: TcpStream, name: &str) -> Result<()> {
     while reader.read_line(&mut line)? > 0 {
         connection.write_all(format!("{name} {line}").as_bytes())?;
         line.clear();
+    }
+    Ok(())
+}
+
+/// The server speaks: `<milliseconds> <count>` is answered by that many lines, one each so many milliseconds, with the pod's
+/// name and a number from 0. Then the server closes, first.
+fn push(mut connection: TcpStream, name: &str) -> Result<()> {
+    connection.set_nodelay(true)?;
+    let request = read_line(&mut connection)?;
+    let (interval, count) = request.split_once(' ').context("a request in two words")?;
+    let (interval, count): (u64, u64) = (interval.parse()?, count.parse()?);
+    for number in 0..count {
+        connection.write_all(format!("{name} {number}\n").as_bytes())?;
+        thread::sleep(Duration::from_millis(interval));
     }
     Ok(())
 }
