@@ -69,6 +69,11 @@ pub fn retransmitted(host: &Namespace) -> Result<u64> {
     paired(&host.read("/proc/thread-self/net/snmp")?, "Tcp:", "RetransSegs")
 }
 
+/// SYNs that a host sent again: the first went unanswered.
+pub fn retransmitted_syns(host: &Namespace) -> Result<u64> {
+    paired(&host.read("/proc/thread-self/net/netstat")?, "TcpExt:", "TCPSynRetrans")
+}
+
 /// Datagrams that a host's sockets had no room for.
 pub fn udp_overflows(host: &Namespace, family: Family) -> Result<u64> {
     match family {

@@ -8,3 +8,4 @@ pub mod records;
 pub mod stories;
 pub mod story;
 pub mod world;
+pub mod wrapped;

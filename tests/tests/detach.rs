@@ -38,6 +38,13 @@ fn detach_leaves_nothing(flags: &Flags) -> Result<()> {
         }
     }
     for (index, node) in cluster.topology.nodes.iter().enumerate() {
+        let managed = managed_neighbours(&node.namespace)?;
+        let kept = maps::dump(node, "neighbours")?.len();
+        // The gateway and the other node, in both families.
+        ensure!(
+            managed.len() == kept && kept >= 4,
+            "{kept} next hops are kept, the kernel manages {managed:?}"
+        );
         let ids = Ids::take(node)?;
         ensure!(
             ids.count() > 20,
@@ -49,6 +56,8 @@ fn detach_leaves_nothing(flags: &Flags) -> Result<()> {
         // It may be called again, and changes nothing then.
         agent::detach(node).context("detach of what is detached")?;
         ids.wait_until_gone()?;
+        let managed = managed_neighbours(&node.namespace)?;
+        ensure!(managed.is_empty(), "the kernel still manages {managed:?}");
         before[index].compare(&Surroundings::take(node)?).with_context(|| node.name.clone())?;
         let pins = maps::pins(node);
         ensure!(pins.is_empty(), "pins are left: {pins:?}");
@@ -97,9 +106,7 @@ impl Surroundings {
         ] {
             seen.insert(title.to_owned(), host.output(program, arguments)?);
         }
-        let neighbours = host.output("ip", &["-details", "neigh"])?;
-        let managed = neighbours.lines().filter(|line| line.contains("managed")).collect();
-        seen.insert("managed neighbours".to_owned(), managed);
+        seen.insert("managed neighbours".to_owned(), managed_neighbours(host)?.concat());
         Ok(Self(seen))
     }
 
@@ -110,6 +117,13 @@ impl Surroundings {
         }
         Ok(())
     }
+}
+
+/// Neighbours that the kernel keeps fresh by itself (`NTF_EXT_MANAGED`), as iproute2 shows them.
+fn managed_neighbours(host: &Namespace) -> Result<Vec<String>> {
+    let neighbours = host.output("ip", &["-details", "neigh"])?;
+    let managed = neighbours.lines().filter(|line| line.split_whitespace().any(|word| word == "managed"));
+    Ok(managed.map(str::to_owned).collect())
 }
 
 /// Reads every file of a folder of sysctls that can be read.

@@ -15,7 +15,7 @@ use vmlb_tests::packets::story::{self, Driver};
 fn every_story_comes_out_as_it_says() {
     let mut steps = 0;
     for family in Family::ALL {
-        for story in story::all(family) {
+        for story in story::all(family).into_iter().chain(story::of_moments(family)) {
             for driver in [Driver::Xdp, Driver::Tc] {
                 story.tell(&mut Host::of_stories(), family, driver);
                 steps += story.lines().len();

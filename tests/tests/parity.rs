@@ -20,9 +20,11 @@ use vmlb_common::family::{V4, V6};
 use vmlb_common::host::Hook;
 use vmlb_common::verdict::Reason;
 use vmlb_tests::address::Family;
+use vmlb_tests::packets::frame::{Frame, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::story::{self, Driver};
-use vmlb_tests::packets::world::Net;
+use vmlb_tests::packets::world::{ETH0, Net, POD1};
+use vmlb_tests::packets::wrapped;
 use vmlb_tests::skip;
 
 use both::Both;
@@ -72,6 +74,59 @@ fn stories_come_out_alike_on_the_host_and_in_the_kernel() {
         }
         println!("{packets} packets of stories");
         ensure!(packets > 1500, "only {packets} packets");
+        Ok(())
+    });
+}
+
+/// Packets of one family, for the sweep over their prefixes: wrapped ones, and one of each direction that is not.
+fn prefixed(net: Net) -> Vec<Vec<u8>> {
+    let client = net.client(0, 61001);
+    let plain = [
+        tcp(client, net.node(30002)).syn(1),
+        udp(client, net.vip(30001)).data(b"some data"),
+        tcp(net.pod(2), net.node(61001)).syn(5).ack(1),
+        tcp(net.pod(1), client).syn(5).ack(2),
+    ];
+    plain.iter().map(Frame::octets).chain(wrapped::all(net)).collect()
+}
+
+/// How short a frame the kernel runs programs on: a whole Ethernet header, at TC also the IP header that it tells of.
+fn shortest(hook: Hook, octets: &[u8]) -> usize {
+    match (hook, octets.get(12..14)) {
+        (Hook::Xdp, _) => 14,
+        (_, Some([0x08, 0x00])) => 14 + 20,
+        (_, Some([0x86, 0xdd])) => 14 + 40,
+        _ => 15,
+    }
+}
+
+#[test]
+fn prefixes_of_packets_come_out_alike() {
+    in_network("prefixes_of_packets_come_out_alike", |network, object| {
+        let mut both = Both::new(network, kernel::Kernel::load(object, &network.pin_root)?)?;
+        let mut count = 0;
+        for (hook, device) in
+            [(Hook::Xdp, ETH0), (Hook::Ingress, ETH0), (Hook::Egress, ETH0), (Hook::Pod, POD1)]
+        {
+            for family in Family::ALL {
+                for octets in prefixed(Net(family)) {
+                    // Headers are short; what lies behind them is taken in larger steps.
+                    let first = shortest(hook, &octets);
+                    for length in (first..octets.len().min(90)).chain((90..octets.len()).step_by(16)) {
+                        let frame = &octets[..length];
+                        let compared = match family {
+                            Family::V4 => both.compare::<V4>(hook, device, frame),
+                            Family::V6 => both.compare::<V6>(hook, device, frame),
+                        };
+                        let outcome = compared.with_context(|| format!("{family}, {length} octets"))?.outcome;
+                        ensure!(outcome.octets == frame, "{hook:?} changed {frame:02x?}");
+                        count += 1;
+                    }
+                }
+            }
+        }
+        println!("{count} prefixes");
+        ensure!(count > 5_000, "only {count} prefixes");
         Ok(())
     });
 }

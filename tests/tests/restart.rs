@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vmlb_tests::address::Family;
-use vmlb_tests::agent::Flags;
+use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
+use vmlb_tests::probe::wait;
 use vmlb_tests::requests::{self, Conversation};
+use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::{Attachment, Node};
-use vmlb_tests::{load, maps, servers};
+use vmlb_tests::{load, maps, namespace, servers};
 
 const TRANSFER: u64 = 100_000_000;
 /// Slow enough to last while the agent dies and comes back, fast enough for three rounds.
@@ -135,6 +138,40 @@ fn new_connections_are_served_while_there_is_no_agent_and_while_it_starts() {
         })?;
         let failures = &report.failures;
         ensure!(failures.is_empty(), "{} requests failed, e.g. {}", failures.len(), failures[0]);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_agent_starts_and_serves_where_the_kernel_lets_it_write_nothing() {
+    unless_unable("an_agent_starts_and_serves_where_the_kernel_lets_it_write_nothing", || {
+        let mut cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
+        let frontend = cluster.frontend("both", servers::LINES, 0, Family::V4)?;
+        let mut conversation = cluster.client().run(|| Conversation::open(frontend))?;
+        conversation.ask("before")?;
+        cluster.agents[0].take().context("an agent")?.stop()?;
+        for map in FIXED.into_iter().chain(["gate", "ranges_v4", "ranges_v6", "eligible"]) {
+            // Its generation rises with the network's changes.
+            if map != "settings" {
+                let pin = cluster.topology.nodes[0].pin_root.join(map);
+                namespace::run(Command::new("bpftool").args(["map", "freeze", "pinned"]).arg(pin))?;
+            }
+        }
+        cluster.launch_agent(0, &Flags::default())?;
+        cluster.wait_until_serving()?;
+        let said = cluster.agents[0].as_ref().context("an agent")?.said();
+        ensure!(!said.contains(WROTE) && !said.contains("ERROR"), "{said}");
+        conversation.ask("after")?;
+        for family in Family::ALL {
+            let http = cluster.frontend("both", servers::HTTP, 0, family)?;
+            cluster.client().run(|| requests::http(http, "/"))?;
+        }
+        // The kernel does refuse: what has to be written now is not, and the agent says so.
+        cluster.manifests.service(&Service::single("late", 32500, servers::HTTP))?;
+        wait("the maps are behind", Duration::from_secs(5), || {
+            Ok(agent::json(&cluster.topology.nodes[0], &["status"])?["sync"]["error"].is_string())
+        })?;
+        conversation.ask("still")?;
         Ok(())
     });
 }

@@ -34,3 +34,8 @@ pub fn all(net: Net) -> Vec<Story> {
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }
+
+/// Those in which moments count: for a clock that stands still, which the kernel's does not.
+pub fn of_moments(net: Net) -> Vec<Story> {
+    snat::stories_of_moments(net)
+}

@@ -227,6 +227,11 @@ pub fn all(family: Family) -> Vec<Story> {
     super::stories::all(Net(family))
 }
 
+/// Stories for the host alone: its clock moves where the story says so.
+pub fn of_moments(family: Family) -> Vec<Story> {
+    super::stories::of_moments(Net(family))
+}
+
 /// A packet meets the datapath.
 struct Meeting {
     place: String,

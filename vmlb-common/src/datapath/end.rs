@@ -117,7 +117,24 @@ pub(super) fn remove<F: Family, K: Kernel + Tables<F>>(
     Outcome::REMOVED
 }
 
-/// Removes the established flow that holds `reply_key` if TCP is done with it, so that its tuple can be used again.
+/// For so many jiffies nothing may have come from a backend whose flow both sides have ended: 64 ms at 250 Hz. A thousand
+/// ports still carry 15,000 connections a second to one target.
+const QUIET: u32 = 16;
+
+/// Whether the tuple of this established flow may go to another. A RST is the last word; after both FINs an acknowledgment
+/// is still on its way, and would find the flow gone while the next connection's SYN overtakes it to the backend.
+#[inline(always)]
+pub(super) fn is_over<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    reply: Live<'_, Reply<F::Address>>,
+) -> bool {
+    let flags = reply.flags().get();
+    // One that is younger than this CPU's clock is not quiet.
+    let beyond = kernel.now().wrapping_sub(reply.seen().get()).wrapping_sub(QUIET);
+    Seen::is_closed(flags) && (flags & Seen::RST != 0 || beyond < u32::MAX / 2)
+}
+
+/// Removes the established flow that holds `reply_key` if it is over, so that its tuple can be used again.
 #[inline(never)]
 pub(super) fn reclaim<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -126,7 +143,7 @@ pub(super) fn reclaim<F: Family, K: Kernel + Tables<F>>(
     let Some(reply) = kernel.reply(Stage::Established, reply_key) else {
         return Outcome::REMOVED;
     };
-    if !Seen::is_closed(reply.flags().get()) {
+    if !is_over::<F, K>(kernel, reply) {
         return Outcome::KEPT;
     }
     remove(kernel, Stage::Established, &reply.flow())

@@ -1,6 +1,6 @@
 //! SNAT ports: a tuple towards a backend belongs to one flow at a time. The reply's entry is the reservation.
 
-use crate::abi::{Flow, Gate, Reply, ReplyKey, Seen, Settings, Tries};
+use crate::abi::{Flow, Gate, Reply, ReplyKey, Settings, Tries};
 use crate::family::Family;
 use crate::flow::snat_port;
 use crate::kernel::{Kernel, Search, Stage, Tables};
@@ -17,7 +17,7 @@ pub(super) enum Tuple {
     Reserved,
     /// Another flow's.
     Taken,
-    /// That of a flow that was established and that TCP is done with; [`end::reclaim`] frees it.
+    /// That of a flow that was established and is over; [`end::reclaim`] frees it.
     Closed,
 }
 
@@ -27,7 +27,7 @@ struct Ports<'a, F: Family> {
     hash: u32,
     flow: &'a mut Flow<F::Address>,
     reply: &'a Reply<F::Address>,
-    /// The last port met whose flow TCP is done with.
+    /// The last port met whose flow is over.
     closed: u32,
     reserved: u32,
     tried: u32,
@@ -73,7 +73,7 @@ pub(super) fn reserve_port<F: Family, K: Kernel + Tables<F>>(
 /// [`search`] has made the reply's side.
 const RESERVED: u32 = 1 << 16;
 
-/// Searches; [`RESERVED`], or the port of a flow that TCP is done with, or 0. A subprogram, so that its frame does not
+/// Searches; [`RESERVED`], or the port of a flow that is over, or 0. A subprogram, so that its frame does not
 /// stand below the one that takes over.
 #[inline(never)]
 fn search<F: Family, K: Kernel + Tables<F>>(
@@ -94,7 +94,7 @@ fn search<F: Family, K: Kernel + Tables<F>>(
     if ports.reserved != 0 { RESERVED } else { ports.closed }
 }
 
-/// Makes the reply's side on the tuple of a flow that TCP is done with.
+/// Makes the reply's side on the tuple of a flow that is over.
 #[inline(always)]
 pub(super) fn take_over<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -120,5 +120,5 @@ pub(super) fn reserve<F: Family, K: Kernel + Tables<F>>(
         return Tuple::Reserved;
     };
     kernel.remove_reply(Stage::Half, key);
-    if Seen::is_closed(other.flags().get()) { Tuple::Closed } else { Tuple::Taken }
+    if end::is_over::<F, K>(kernel, other) { Tuple::Closed } else { Tuple::Taken }
 }

@@ -4,7 +4,7 @@ use vmlb_common::host::Socket;
 use vmlb_common::verdict::Reason;
 use vmlb_common::wire::Protocol;
 
-use crate::packets::frame::{between, tcp, udp};
+use crate::packets::frame::{Frame, between, tcp, udp};
 use crate::packets::story::{BEHIND_ETH2, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::Net;
 
@@ -12,6 +12,10 @@ use Expect::{Answered, Dropped, Passed, Sent};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
     vec![exhausted(net), exhausted_own_port(net), stray(net)]
+}
+
+pub(super) fn stories_of_moments(net: Net) -> Vec<Story> {
+    vec![exhausted_by_ends(net)]
 }
 
 fn exhausted(net: Net) -> Story {
@@ -49,6 +53,34 @@ fn exhausted(net: Net) -> Story {
         answer.clone(),
         Sent(between(frontend, second, &answer).ttl(63), ROUTER),
     );
+    story
+}
+
+fn exhausted_by_ends(net: Net) -> Story {
+    let mut story =
+        Story::new("the SNAT port of a flow that both ended is taken over once its last ACK has passed");
+    story.change("one SNAT port is left", |world| world.records.use_snat_ports(61000, 61000));
+    let (us, pod, frontend) = (net.node(61000), net.pod(2), net.node(30002));
+    let (first, second) = (net.client(0, 50000), net.client(1, 50001));
+    let out = |packet: &Frame| Sent(between(us, pod, packet).ttl(63), NODE2);
+    let back = |packet: &Frame| Sent(between(frontend, first, packet).ttl(63), ROUTER);
+    let packet = tcp(first, frontend).syn(1);
+    story.wire("SYN", packet.clone(), out(&packet));
+    let packet = tcp(pod, us).syn(7).ack(2);
+    story.wire("SYN-ACK", packet.clone(), back(&packet));
+    let packet = tcp(first, frontend).at(2).ack(8).fin();
+    story.wire("ACK and FIN", packet.clone(), out(&packet));
+    let packet = tcp(pod, us).at(8).ack(3).fin();
+    story.wire("FIN of the VM", packet.clone(), back(&packet));
+    let next = tcp(second, frontend).syn(1);
+    let refusal = next.refusal().ack(2).octets();
+    story.wire("an ACK is still to come", next.clone(), Answered(Reason::SNAT_EXHAUSTED, refusal));
+    story.flows(0, 1);
+    let packet = tcp(first, frontend).at(3).ack(9);
+    story.wire("the last ACK", packet.clone(), out(&packet));
+    story.wait(1);
+    story.wire("a moment later the port is the next one's", next.clone(), out(&next));
+    story.flows(1, 0);
     story
 }
 
