@@ -113,6 +113,18 @@ impl Health {
         checks.iter().rev().map(|(name, check)| (check.port, name.clone())).collect()
     }
 
+    /// Services that get no answers at their port, and who has it in their place.
+    #[must_use]
+    pub fn shadowed_checks(&self) -> BTreeMap<Name, (u16, Name)> {
+        let owners = self.check_ports();
+        let checks = self.lock_checks();
+        let others = checks.iter().filter_map(|(name, check)| {
+            let owner = owners.get(&check.port).filter(|owner| *owner != name)?;
+            Some((name.clone(), (check.port, owner.clone())))
+        });
+        others.collect()
+    }
+
     /// Changes that wait for the maps.
     #[must_use]
     pub fn queued(&self) -> u64 {
@@ -267,5 +279,9 @@ mod tests {
         let changes = names.iter().cloned().zip([check(1), check(1), check(2)]).collect();
         health.set_checks(changes);
         assert_eq!(health.check_ports(), BTreeMap::from([(1, names[1].clone()), (2, names[2].clone())]));
+        let shadowed = BTreeMap::from([(names[0].clone(), (1, names[1].clone()))]);
+        assert_eq!(health.shadowed_checks(), shadowed);
+        health.set_checks(vec![(names[1].clone(), None)]);
+        assert_eq!((health.shadowed_checks().len(), health.check_ports().get(&1)), (0, Some(&names[0])));
     }
 }

@@ -151,9 +151,31 @@ fn open(board: &Board, purpose: &str, flag: ListenFlag, endpoint: Endpoint) {
     }
 }
 
+/// Two Services with one port: whoever does not have it is shown with the reason.
+fn show_shadowed(
+    board: &Board,
+    shown: &mut BTreeMap<Name, (u16, Name)>,
+    shadowed: BTreeMap<Name, (u16, Name)>,
+) {
+    for name in shown.keys().filter(|name| !shadowed.contains_key(*name)) {
+        board.remove(&name.to_string());
+    }
+    for (name, (port, owner)) in &shadowed {
+        if shown.get(name) != shadowed.get(name) {
+            let message =
+                format!("the port belongs to Service {owner}; give one of them another healthCheckNodePort");
+            tracing::warn!("{name}: nobody is answered at port {port}: {message}");
+            let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port);
+            board.set(&name.to_string(), Some(address), Some(message));
+        }
+    }
+    *shown = shadowed;
+}
+
 /// Opens and closes the Services' ports as Services come and go.
 async fn keep_checks(board: &Board, health: &Arc<Health>) {
     let mut open: BTreeMap<u16, (Name, JoinHandle<()>)> = BTreeMap::new();
+    let mut shadowed = BTreeMap::new();
     loop {
         let wanted = health.check_ports();
         let gone: Vec<u16> = open
@@ -172,6 +194,7 @@ async fn keep_checks(board: &Board, health: &Arc<Health>) {
             }
             board.remove(&name.to_string());
         }
+        show_shadowed(board, &mut shadowed, health.shadowed_checks());
         for (port, name) in wanted {
             open.entry(port).or_insert_with(|| {
                 let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);

@@ -162,6 +162,10 @@ fn a_vm_in_maintenance_keeps_its_connections_and_gets_no_new_ones() {
             let tried = cluster.client().run(|| requests::greeting(frontend));
             let error = tried.err().context("a connection without a backend")?;
             ensure!(format!("{error:#}").contains("refused"), "{family}: {error:#}");
+            let echo = cluster.frontend("both", servers::ECHO, 0, family)?;
+            let tried = cluster.client().run(|| requests::who(&requests::datagrams(echo)?));
+            let error = tried.err().context("a datagram without a backend")?;
+            ensure!(format!("{error:#}").contains("refused"), "{family}: {error:#}");
         }
         go_on(&mut conversations)?;
         weigh(&cluster, "vm01", 50)?;
