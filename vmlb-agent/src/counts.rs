@@ -10,6 +10,7 @@ pub mod fill;
 pub mod flows;
 pub mod reasons;
 pub mod traffic;
+pub mod tries;
 
 pub use fill::{Fill, fills};
 pub use flows::{FlowCounts, FlowTotal, Stage};

@@ -8,6 +8,7 @@ use super::check::{self, Finding};
 use super::print::{answer, document};
 use super::{Output, Reading, help, settings};
 use crate::bpf::PinnedMap;
+use crate::counts::tries::{self, SearchCount};
 use crate::counts::{self, Fill, Outcome, Stage, fills, reasons};
 use crate::http::ListenerState;
 use crate::pins::PinRoot;
@@ -55,6 +56,8 @@ struct Status {
     flows: Vec<FlowStatus>,
     tables: Vec<TableStatus>,
     reasons: Vec<ReasonStatus>,
+    /// Searches for a SNAT port by the ports that they tried.
+    snat_searches: Vec<SearchCount>,
     listeners: Vec<ListenerState>,
     /// Ports of Services that are served.
     ports_served: u64,
@@ -188,6 +191,7 @@ fn read(root: &PinRoot) -> anyhow::Result<Status> {
         flows: [("IPv4", 0), ("IPv6", 1)].map(family).into(),
         tables: tables.into_iter().map(table).collect(),
         reasons: reasons(root)?,
+        snat_searches: tries::read(root)?,
         ports_served: served,
         ports_left: state.as_ref().map_or(0, |state| state.left.len()),
         listeners: state.as_ref().map(|state| state.listeners.clone()).unwrap_or_default(),

@@ -12,7 +12,7 @@ use vmlb_common::abi::{BackendName, ServiceName, Traffic, names};
 use super::{counter_vec, gauge_vec};
 use crate::bpf::PinnedMap;
 use crate::counts::traffic::{TrafficMap, add};
-use crate::counts::{Fill, FlowCounts, Outcome, fills, reasons};
+use crate::counts::{Fill, FlowCounts, Outcome, fills, reasons, tries};
 use crate::pins::PinRoot;
 use crate::settings::text;
 
@@ -70,6 +70,7 @@ impl Maps {
         let registry = Registry::new();
         of_tables(&registry, &look)?;
         self.of_reasons(&registry)?;
+        self.of_searches(&registry)?;
         self.of_services(&registry, &look)?;
         self.of_backends(&registry, &look)?;
         self.last = Some(look);
@@ -86,6 +87,19 @@ impl Maps {
         for count in reasons::read(&self.root)? {
             let labels = [count.reason.name(), Outcome::of(count.reason).name()];
             packets.with_label_values(&labels).inc_by(count.packets);
+        }
+        Ok(())
+    }
+
+    fn of_searches(&self, registry: &Registry) -> anyhow::Result<()> {
+        let searches = counter_vec(
+            registry,
+            "vmlb_snat_port_searches_total",
+            "Searches for a SNAT port, by the most ports that they tried; `exhausted`: none of them was free.",
+            &["tries"],
+        )?;
+        for count in tries::read(&self.root)? {
+            searches.with_label_values(&[count.word()]).inc_by(count.searches);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Packets that are not ours: they pass at the cost of the gate.
 
+use crate::address::Family;
 use crate::packets::frame::{tcp, udp};
 use crate::packets::story::{At, Expect, Story};
 use crate::packets::world::{Net, POD1};
@@ -25,6 +26,10 @@ fn gate(net: Net) -> Story {
         Foreign,
     );
     story.wire("a SNAT port at an address of frontends alone", udp(client, net.vip(61001)), Foreign);
+    // UDP-Lite (RFC 3828) looks like UDP but for its number, and its length is something else.
+    let mut lite = udp(client, at(30001)).octets();
+    lite[if net.0 == Family::V4 { 23 } else { 20 }] = 136;
+    story.raw("UDP-Lite to a frontend", lite, Foreign);
     story.egress("the node's own packets", tcp(net.node(22), client).ack(1), Foreign);
     story.egress("a pod's packet from another port", tcp(with_port(net.pod(1), 443), client).ack(1), Foreign);
     story.egress(

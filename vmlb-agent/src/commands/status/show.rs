@@ -56,6 +56,7 @@ fn head(out: &mut dyn Write, status: &Status, form: Output) -> io::Result<()> {
     };
     line(out, "SNAT ports", &ports)?;
     if form == Output::Wide {
+        line(out, "SNAT tries", &searches(status))?;
         line(out, "Timeouts", &status.settings.timeouts)?;
         let hook = status.agent.tc.as_deref().unwrap_or("?");
         line(out, "TC by", hook)?;
@@ -69,6 +70,14 @@ fn head(out: &mut dyn Write, status: &Status, form: Output) -> io::Result<()> {
         line(out, "Neighbours", &format!("{count} kept fresh"))?;
     }
     Ok(())
+}
+
+/// Searches for SNAT ports that there were, by the ports they tried.
+fn searches(status: &Status) -> String {
+    let counted = status.snat_searches.iter().filter(|count| count.searches > 0);
+    let words: Vec<String> =
+        counted.map(|count| format!("{} searches of {}", count.searches, count.word())).collect();
+    if words.is_empty() { "no search yet".to_owned() } else { words.join(", ") }
 }
 
 fn sync(status: &Status) -> String {
