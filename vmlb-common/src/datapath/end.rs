@@ -117,11 +117,10 @@ pub(super) fn remove<F: Family, K: Kernel + Tables<F>>(
     Outcome::REMOVED
 }
 
-/// For so many jiffies nothing may have come from a backend whose flow both sides have ended: 64 ms at 250 Hz. A thousand
-/// ports still carry 15,000 connections a second to one target.
+/// For so many jiffies nothing has come from a backend whose flow both sides have ended and is over: 64 ms at 250 Hz.
 const QUIET: u32 = 16;
 
-/// Whether the tuple of this established flow may go to another. A RST is the last word; after both FINs an acknowledgment
+/// Whether the tuple of this established flow may go to another without harm. A RST is the last word; after both FINs an acknowledgment
 /// is still on its way, and would find the flow gone while the next connection's SYN overtakes it to the backend.
 #[inline(always)]
 pub(super) fn is_over<F: Family, K: Kernel + Tables<F>>(
@@ -134,7 +133,7 @@ pub(super) fn is_over<F: Family, K: Kernel + Tables<F>>(
     Seen::is_closed(flags) && (flags & Seen::RST != 0 || beyond < u32::MAX / 2)
 }
 
-/// Removes the established flow that holds `reply_key` if it is over, so that its tuple can be used again.
+/// Removes the established flow that holds `reply_key` if TCP is done with it, so that its tuple can be used again.
 #[inline(never)]
 pub(super) fn reclaim<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -143,7 +142,7 @@ pub(super) fn reclaim<F: Family, K: Kernel + Tables<F>>(
     let Some(reply) = kernel.reply(Stage::Established, reply_key) else {
         return Outcome::REMOVED;
     };
-    if !is_over::<F, K>(kernel, reply) {
+    if !Seen::is_closed(reply.flags().get()) {
         return Outcome::KEPT;
     }
     remove(kernel, Stage::Established, &reply.flow())

@@ -205,7 +205,7 @@ fn keep_port<F: Family, K: Kernel + Tables<F>>(
 ) -> bool {
     let key = flow.reply_key(reply.flow.protocol);
     let tuple = snat::reserve(kernel, &key, reply);
-    tuple == Tuple::Reserved || tuple == Tuple::Closed && snat::take_over(kernel, &key, reply)
+    tuple == Tuple::RESERVED || tuple == Tuple::OVER && snat::take_over(kernel, &key, reply)
 }
 
 /// With SNAT, towards another node or into a pod's device, as `flow.delivery` says.

@@ -1,6 +1,6 @@
 //! SNAT ports: a tuple towards a backend belongs to one flow at a time. The reply's entry is the reservation.
 
-use crate::abi::{Flow, Gate, Reply, ReplyKey, Settings, Tries};
+use crate::abi::{Flow, Gate, Reply, ReplyKey, Seen, Settings, Tries};
 use crate::family::Family;
 use crate::flow::snat_port;
 use crate::kernel::{Kernel, Search, Stage, Tables};
@@ -10,15 +10,21 @@ use super::end;
 /// Ports tried for one flow. At 90 % use one flow in about 30 finds none of them free (0.9^32).
 const ATTEMPTS: u32 = 32;
 
-/// Whose a tuple is.
+/// Whose a tuple is; a number, the greater the better for a newcomer, because enums make the verifier walk each way of a
+/// search on its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tuple {
-    /// The new flow's: its reply's side has been made.
-    Reserved,
+#[repr(transparent)]
+pub(super) struct Tuple(u32);
+
+impl Tuple {
     /// Another flow's.
-    Taken,
-    /// That of a flow that was established and is over; [`end::reclaim`] frees it.
-    Closed,
+    const TAKEN: Self = Self(0);
+    /// That of a flow that was established and that TCP is done with; [`end::reclaim`] frees it.
+    const CLOSED: Self = Self(1);
+    /// The same, and its last acknowledgment has passed.
+    pub(super) const OVER: Self = Self(2);
+    /// The new flow's: its reply's side has been made.
+    pub(super) const RESERVED: Self = Self(3);
 }
 
 /// The search for a port.
@@ -27,9 +33,8 @@ struct Ports<'a, F: Family> {
     hash: u32,
     flow: &'a mut Flow<F::Address>,
     reply: &'a Reply<F::Address>,
-    /// The last port met whose flow is over.
-    closed: u32,
-    reserved: u32,
+    /// The best tuple met, in the upper half, and its port.
+    best: u32,
     tried: u32,
 }
 
@@ -41,17 +46,16 @@ impl<F: Family, K: Kernel + Tables<F>> Search<K> for Ports<'_, F> {
             number == 0 && kernel.gate(Gate::SNAT_PORTS.entry(client_port)) & Gate::mask(client_port) != 0;
         self.tried = number.wrapping_add(1);
         self.flow.peer_port = if own { client_port } else { snat_port(self.settings, self.hash, number) };
-        match reserve(kernel, &self.flow.reply_key(self.reply.flow.protocol), self.reply) {
-            Tuple::Reserved => self.reserved = 1,
-            Tuple::Closed => self.closed = u32::from(self.flow.peer_port),
-            Tuple::Taken => {}
-        }
-        self.reserved != 0
+        let tuple = reserve(kernel, &self.flow.reply_key(self.reply.flow.protocol), self.reply);
+        let met = tuple.0 << 16 | u32::from(self.flow.peer_port);
+        self.best = if met > self.best { met } else { self.best };
+        tuple == Tuple::RESERVED
     }
 }
 
 /// Finds a port for `flow` (its `peer` is set) and makes the reply's side; `true` with the port in `flow`.
-/// The client's own port is tried first, the port of a flow that is closed last.
+/// The client's own port is tried first, the port of a flow that is over late, and before a connection is refused that of
+/// a flow whose last acknowledgment may be on its way.
 #[inline(always)]
 pub(super) fn reserve_port<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -60,20 +64,17 @@ pub(super) fn reserve_port<F: Family, K: Kernel + Tables<F>>(
     reply: &Reply<F::Address>,
 ) -> bool {
     let found = search(kernel, hash, flow, reply);
-    let is_reserved = found == RESERVED || {
-        flow.peer_port = (found & 0xffff) as u16;
-        flow.peer_port != 0 && take_over(kernel, &flow.reply_key(reply.flow.protocol), reply)
-    };
+    let tuple = Tuple(found >> 16);
+    flow.peer_port = (found & 0xffff) as u16;
+    let is_reserved = tuple == Tuple::RESERVED
+        || tuple != Tuple::TAKEN && take_over(kernel, &flow.reply_key(reply.flow.protocol), reply);
     if !is_reserved {
         kernel.count_tries(Tries::EXHAUSTED);
     }
     is_reserved
 }
 
-/// [`search`] has made the reply's side.
-const RESERVED: u32 = 1 << 16;
-
-/// Searches; [`RESERVED`], or the port of a flow that is over, or 0. A subprogram, so that its frame does not
+/// Searches; the best tuple met, in the upper half, and its port. A subprogram, so that its frame does not
 /// stand below the one that takes over.
 #[inline(never)]
 fn search<F: Family, K: Kernel + Tables<F>>(
@@ -85,23 +86,22 @@ fn search<F: Family, K: Kernel + Tables<F>>(
     let Some(settings) = kernel.settings() else {
         return 0;
     };
-    let mut ports = Ports::<F> { settings, hash, flow, reply, closed: 0, reserved: 0, tried: 0 };
+    let mut ports = Ports::<F> { settings, hash, flow, reply, best: 0, tried: 0 };
     kernel.search(ATTEMPTS, &mut ports);
-    if ports.reserved == 0 && ports.closed == 0 {
-        return 0;
+    if ports.best >> 16 != Tuple::TAKEN.0 {
+        kernel.count_tries(Tries::found_at(ports.tried));
     }
-    kernel.count_tries(Tries::found_at(ports.tried));
-    if ports.reserved != 0 { RESERVED } else { ports.closed }
+    ports.best
 }
 
-/// Makes the reply's side on the tuple of a flow that is over.
+/// Makes the reply's side on the tuple of a flow that TCP is done with.
 #[inline(always)]
 pub(super) fn take_over<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &ReplyKey<F::Address>,
     reply: &Reply<F::Address>,
 ) -> bool {
-    end::reclaim(kernel, key) == end::Outcome::REMOVED && reserve(kernel, key, reply) == Tuple::Reserved
+    end::reclaim(kernel, key) == end::Outcome::REMOVED && reserve(kernel, key, reply) == Tuple::RESERVED
 }
 
 /// Makes the reply's side where the tuple is free in both tables. First the entry, then the look at the other table:
@@ -114,11 +114,12 @@ pub(super) fn reserve<F: Family, K: Kernel + Tables<F>>(
     reply: &Reply<F::Address>,
 ) -> Tuple {
     if key.peer_port == 0 || kernel.add_reply(Stage::Half, key, reply).is_err() {
-        return Tuple::Taken;
+        return Tuple::TAKEN;
     }
     let Some(other) = kernel.reply(Stage::Established, key) else {
-        return Tuple::Reserved;
+        return Tuple::RESERVED;
     };
     kernel.remove_reply(Stage::Half, key);
-    if end::is_over::<F, K>(kernel, other) { Tuple::Closed } else { Tuple::Taken }
+    let is_closed = Seen::is_closed(other.flags().get());
+    Tuple(u32::from(is_closed) + u32::from(end::is_over::<F, K>(kernel, other)))
 }

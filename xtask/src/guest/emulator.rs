@@ -37,6 +37,8 @@ struct Report<'a> {
     ended: usize,
     tally: Tally,
     broken: Option<String>,
+    /// Shows a line to people.
+    show: fn(&str),
 }
 
 /// Starts the machine and reads its report to the end. Jobs that it did not come to are one failure.
@@ -50,7 +52,7 @@ pub fn run(machine: &Machine, release: &str, titles: &[String], console: &Path) 
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut emulator = Emulator(command.spawn().context("cannot start QEMU")?);
     let lines = lines(&mut emulator)?;
-    let mut report = Report::new(release, titles);
+    let mut report = Report::new(release, titles, |text| println!("{text}"));
     let mut patience = BOOT;
     loop {
         match lines.recv_timeout(patience) {
@@ -90,8 +92,9 @@ fn lines(emulator: &mut Emulator) -> Result<Receiver<Line>> {
 }
 
 impl<'a> Report<'a> {
-    fn new(release: &'a str, titles: &'a [String]) -> Self {
-        Self { release, titles, reader: Reader::default(), ended: 0, tally: Tally::default(), broken: None }
+    fn new(release: &'a str, titles: &'a [String], show: fn(&str)) -> Self {
+        let (reader, tally) = (Reader::default(), Tally::default());
+        Self { release, titles, reader, ended: 0, tally, broken: None, show }
     }
 
     fn take(&mut self, line: Line) {
@@ -99,11 +102,12 @@ impl<'a> Report<'a> {
             Line::Ready(_) => {}
             Line::Begin(job) => {
                 self.reader = Reader::default();
-                println!("\nguest {}: {}", self.release, self.titles.get(job).map_or("?", String::as_str));
+                let title = self.titles.get(job).map_or("?", String::as_str);
+                (self.show)(&format!("\nguest {}: {title}", self.release));
             }
             Line::Output(text) => {
                 if let Some(text) = self.reader.read(&text) {
-                    println!("{text}");
+                    (self.show)(&text);
                 }
             }
             Line::Error(text) => eprintln!("{text}"),
@@ -122,8 +126,8 @@ impl<'a> Report<'a> {
         }
         self.tally += Tally::one_failed();
         let why = self.broken.unwrap_or_else(|| "it ended by itself".to_owned());
-        println!("the guest ended after {} of {} jobs: {why}", self.ended, self.titles.len());
-        println!("its kernel's last words:\n{}", machine::last_words(console, 30));
+        (self.show)(&format!("the guest ended after {} of {} jobs: {why}", self.ended, self.titles.len()));
+        (self.show)(&format!("its kernel's last words:\n{}", machine::last_words(console, 30)));
         self.tally
     }
 }
@@ -135,7 +139,7 @@ mod tests {
     /// What is counted after `lines` of a guest that was given two jobs.
     fn counted(lines: &[Line]) -> Tally {
         let titles = ["first".to_owned(), "second".to_owned()];
-        let mut report = Report::new("6.1.0-1-amd64", &titles);
+        let mut report = Report::new("6.1.0-1-amd64", &titles, |_| {});
         lines.iter().cloned().for_each(|line| report.take(line));
         report.finish(Path::new("/nonexistent"))
     }

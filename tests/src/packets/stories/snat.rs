@@ -57,30 +57,38 @@ fn exhausted(net: Net) -> Story {
 }
 
 fn exhausted_by_ends(net: Net) -> Story {
-    let mut story =
-        Story::new("the SNAT port of a flow that both ended is taken over once its last ACK has passed");
-    story.change("one SNAT port is left", |world| world.records.use_snat_ports(61000, 61000));
-    let (us, pod, frontend) = (net.node(61000), net.pod(2), net.node(30002));
-    let (first, second) = (net.client(0, 50000), net.client(1, 50001));
-    let out = |packet: &Frame| Sent(between(us, pod, packet).ttl(63), NODE2);
-    let back = |packet: &Frame| Sent(between(frontend, first, packet).ttl(63), ROUTER);
-    let packet = tcp(first, frontend).syn(1);
-    story.wire("SYN", packet.clone(), out(&packet));
-    let packet = tcp(pod, us).syn(7).ack(2);
-    story.wire("SYN-ACK", packet.clone(), back(&packet));
-    let packet = tcp(first, frontend).at(2).ack(8).fin();
-    story.wire("ACK and FIN", packet.clone(), out(&packet));
-    let packet = tcp(pod, us).at(8).ack(3).fin();
-    story.wire("FIN of the VM", packet.clone(), back(&packet));
-    let next = tcp(second, frontend).syn(1);
-    let refusal = next.refusal().ack(2).octets();
-    story.wire("an ACK is still to come", next.clone(), Answered(Reason::SNAT_EXHAUSTED, refusal));
-    story.flows(0, 1);
-    let packet = tcp(first, frontend).at(3).ack(9);
-    story.wire("the last ACK", packet.clone(), out(&packet));
-    story.wait(1);
-    story.wire("a moment later the port is the next one's", next.clone(), out(&next));
-    story.flows(1, 0);
+    let mut story = Story::new(
+        "the SNAT port of a flow that both ended is taken over, best once its last ACK has passed",
+    );
+    story.change("two SNAT ports are left", |world| world.records.use_snat_ports(61000, 61001));
+    let (pod, frontend) = (net.pod(2), net.node(30002));
+    for (index, port) in [(0, 61000), (1, 61001)] {
+        let (client, us) = (net.client(index, port), net.node(port));
+        let out = |packet: &Frame| Sent(between(us, pod, packet).ttl(63), NODE2);
+        let back = |packet: &Frame| Sent(between(frontend, client, packet).ttl(63), ROUTER);
+        let packet = tcp(client, frontend).syn(1);
+        story.wire("SYN", packet.clone(), out(&packet));
+        let packet = tcp(pod, us).syn(7).ack(2);
+        story.wire("SYN-ACK", packet.clone(), back(&packet));
+        let packet = tcp(client, frontend).at(2).ack(8).fin();
+        story.wire("ACK and FIN", packet.clone(), out(&packet));
+        story.wait(1);
+        let packet = tcp(pod, us).at(8).ack(3).fin();
+        story.wire("FIN of the VM, an ACK is still to come", packet.clone(), back(&packet));
+    }
+    story.flows(0, 2);
+    for (index, port, says) in [
+        (2, 61000, "a new one gets the port whose last ACK has passed"),
+        (3, 61001, "another the other, before it is refused"),
+    ] {
+        let syn = tcp(net.client(index, 50000), frontend).syn(1);
+        story.wire(says, syn.clone(), Sent(between(net.node(port), pod, &syn).ttl(63), NODE2));
+    }
+    story.flows(2, 0);
+    let syn = tcp(net.client(4, 50000), frontend).syn(1);
+    story.wire("a third finds none", syn.clone(), {
+        Answered(Reason::SNAT_EXHAUSTED, syn.refusal().ack(2).octets())
+    });
     story
 }
 
