@@ -7,6 +7,7 @@ use serde_json::Value;
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::watch::kube::Patience;
+use vmlb_tests::api_server::fault::Blow;
 use vmlb_tests::api_server::follower::Follower;
 use vmlb_tests::api_server::objects::{Endpoint, NODE, launcher, node, service, slice};
 
@@ -87,4 +88,27 @@ fn a_store_that_is_emptied_empties_the_tables_and_is_followed_when_it_fills() ->
     println!("current after {took:?}");
     let is_well = |follower: &mut Follower<Memory>| follower.sync.warnings().is_empty();
     stage.follower.until(SOON, "no warnings", is_well).map(drop)
+}
+
+#[test]
+fn what_came_into_an_empty_list_goes_with_its_store() -> Result<()> {
+    let mut stage = Stage::set(Patience::default())?;
+    for pod in 0..3 {
+        stage.server.delete(&ObjectRef::new(Kind::Pod, "a", &format!("p{pod}")));
+    }
+    stage.wait_watching()?;
+    // Listed anew, the pods are none: there is no first one by which to know the store.
+    stage.server.strike(Blow::Error(410, "Expired"));
+    stage.wait_current(SOON)?;
+    stage.wait_watching()?;
+    stage.server.put(launcher(1))?;
+    stage.wait_current(SOON)?;
+    let objects =
+        stage.server.objects().into_iter().filter(|object| object["kind"] != "Pod").collect::<Vec<_>>();
+    // So often that the new store's version is higher.
+    let again = std::iter::repeat_n(objects, 4).flatten();
+    stage.server.replace(again)?;
+    let took = stage.wait_current(SOON)?;
+    println!("current after {took:?}");
+    Ok(())
 }

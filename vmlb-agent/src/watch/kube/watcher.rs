@@ -230,7 +230,9 @@ impl Watcher {
     async fn compare(&mut self, position: &Position) -> Result<(), Failure> {
         let octets = self.page(1, None).await?;
         let page = Page::read(self.resource.kind, &octets)?;
-        if is_older(page.version(), &position.version) || page.first() != position.first {
+        // Nothing tells one empty store from another, and what was known may have gone with the old one.
+        let is_told_apart = page.first().is_some() && page.first() == position.first;
+        if is_older(page.version(), &position.version) || !is_told_apart {
             tracing::debug!("{} are listed again: the store has changed", self.resource.plural);
             self.position = None;
         }
