@@ -10,6 +10,7 @@ use vmlb_tests::agent::Flags;
 use vmlb_tests::capture::{self, Capture};
 use vmlb_tests::cluster::Cluster;
 use vmlb_tests::counters::StackCounters;
+use vmlb_tests::namespace::Namespace;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::servers;
 use vmlb_tests::skip::unless_unable;
@@ -217,4 +218,84 @@ fn a_client_may_be_silent_longer_than_half_open_flows_are_kept() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn replies_leave_by_a_device_that_is_no_uplink_where_the_routes_say_so() {
+    unless_unable("replies_leave_by_a_device_that_is_no_uplink_where_the_routes_say_so", || {
+        for device in ["eth0=xdp", "eth0=tc"] {
+            let flags = Flags { device: device.to_owned(), ..Flags::default() };
+            let cluster = Cluster::serving(Attachment::Routed, &flags)?;
+            add_way_back(&cluster)?;
+            let capture = Capture::start(cluster.client())?;
+            for family in Family::ALL {
+                for (service, pod, _) in SINGLE {
+                    let before = sent(&cluster.topology.nodes[0].namespace, BACK)?;
+                    round_trip(&cluster, family, service, pod)
+                        .with_context(|| format!("{device}, {family}, {pod}"))?;
+                    let after = sent(&cluster.topology.nodes[0].namespace, BACK)?;
+                    ensure!(
+                        after - before > 2_000_000,
+                        "{device}, {family}, {pod}: only {} octets took the other way",
+                        after - before
+                    );
+                }
+            }
+            let checked = capture::check_sums(&capture.finish())?;
+            ensure!(checked > 1000, "only {checked} packets were seen");
+        }
+        Ok(())
+    });
+}
+
+/// The first node's second device.
+const BACK: &str = "back0";
+
+/// Lays a second cable from the first node to the router, and the first node's way to the client over it. Requests go on
+/// arriving by the uplink.
+fn add_way_back(cluster: &Cluster) -> Result<()> {
+    let (node, router) = (&cluster.topology.nodes[0].namespace, &cluster.topology.router);
+    router.ip(&format!("link add far0 type veth peer name {BACK} netns {}\n", node.name()))?;
+    router.offloads("far0", &["tx", "off", "gro", "on"])?;
+    node.offloads(BACK, &["tx", "off"])?;
+    router
+        .ip("addr add 172.19.0.1/24 dev far0\naddr add fd00:19::1/64 dev far0 nodad\nlink set far0 up\n")?;
+    let client = cluster.topology.clients[0].addresses;
+    node.ip(&format!(
+        "addr add 172.19.0.2/24 dev {BACK}\n\
+         addr add fd00:19::2/64 dev {BACK} nodad\n\
+         link set {BACK} up\n\
+         route add {}/32 via 172.19.0.1\n\
+         route add {}/128 via fd00:19::1\n",
+        client.v4, client.v6
+    ))?;
+    // What comes from where it would not be sent to is refused otherwise.
+    for host in [node, router] {
+        host.set_sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+    }
+    node.set_sysctl("net/ipv4/conf/eth0/rp_filter", "0")?;
+    router.set_sysctl("net/ipv4/conf/far0/rp_filter", "0")
+}
+
+/// TCP both ways and UDP, through the first node.
+fn round_trip(cluster: &Cluster, family: Family, service: &str, pod: &str) -> Result<()> {
+    let at = |port| cluster.frontend(service, port, 0, family);
+    let (http, bulk, udp) = (at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?);
+    cluster.client().run(|| {
+        let answer = requests::http(http, "/").context("HTTP")?;
+        ensure!(answer.pod() == pod, "{} answered", answer.pod());
+        requests::download(bulk, 2_000_000, 0).context("download")?;
+        requests::upload(bulk, 2_000_000, 0).context("upload")?;
+        let socket = requests::datagrams(udp)?;
+        let (name, _) = requests::who(&socket).context("UDP")?;
+        ensure!(name == pod, "by UDP {name} answered");
+        requests::echo(&socket, &[0xa5; 1000]).context("UDP")
+    })
+}
+
+/// Octets that a device has sent.
+fn sent(host: &Namespace, device: &str) -> Result<u64> {
+    let text = host.output("ip", &["-json", "-statistics", "link", "show", device])?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    links[0]["stats64"]["tx"]["bytes"].as_u64().context("a count")
 }

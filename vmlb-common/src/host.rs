@@ -1,5 +1,5 @@
 //! The datapath's seams over the standard library: [`Buffer`] is a packet, [`Node`] a node. Tests run tables of packets
-//! through it, and `vmlb explain` a packet through a dump of the live maps.
+//! through it; a command that runs a packet through a dump of the live maps is planned.
 //!
 //! It behaves as the kernel's maps do where the datapath can tell: tables have a size, half-open flows are evicted least
 //! recently used first, and the memory of an entry that went is given to the next one.

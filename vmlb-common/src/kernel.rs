@@ -1,5 +1,5 @@
 //! The node as the datapath sees it: tables, clock, dice, sockets and FIB. The BPF object implements it over maps and
-//! helpers, tests and `vmlb explain` over collections.
+//! helpers, tests over collections.
 
 use core::ffi::c_void;
 

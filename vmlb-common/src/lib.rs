@@ -7,8 +7,8 @@
 //! network stack sees the packet: by XDP where the driver has it, at TC ingress elsewhere. The agent (`vmlb-agent`)
 //! fills the maps from Kubernetes objects; the programs (`vmlb-ebpf`) are this crate, compiled for BPF.
 //!
-//! This crate is compiled twice from one source: into the BPF object, and natively for tests and `vmlb explain`. It
-//! knows packets and tables as traits ([`packet::Packet`], [`kernel::Kernel`], [`kernel::Tables`]), and IPv4 from IPv6
+//! This crate is compiled twice from one source: into the BPF object, and natively for tests (and some day for a command
+//! that tells of a packet what this node would do with it). It knows packets and tables as traits ([`packet::Packet`], [`kernel::Kernel`], [`kernel::Tables`]), and IPv4 from IPv6
 //! only in [`family`].
 //!
 //! # Words
