@@ -19,9 +19,8 @@ pub(super) struct Tuple(u32);
 impl Tuple {
     /// Another flow's.
     const TAKEN: Self = Self(0);
-    /// That of a flow that was established and that TCP is done with; [`end::reclaim`] frees it.
-    const CLOSED: Self = Self(1);
-    /// The same, and its last acknowledgment has passed.
+    /// That of a flow that was established and that TCP is done with, its last acknowledgment included;
+    /// [`end::reclaim`] frees it. One less: the acknowledgment may be on its way.
     pub(super) const OVER: Self = Self(2);
     /// The new flow's: its reply's side has been made.
     pub(super) const RESERVED: Self = Self(3);

@@ -107,7 +107,7 @@ impl<'a> Report<'a> {
             }
             Line::Output(text) => {
                 if let Some(text) = self.reader.read(&text) {
-                    (self.show)(&text);
+                    (self.show)(text);
                 }
             }
             Line::Error(text) => eprintln!("{text}"),
