@@ -113,7 +113,8 @@ pub struct Dirty {
 pub struct Desired {
     views: BTreeMap<Name, ServiceView>,
     claims: HashMap<Frontend, Few<Claim>>,
-    listings: HashMap<Identity, Few<Name, Vec<Listing>>>,
+    /// Services whose slices list a backend.
+    listings: HashMap<Identity, Few<Name>>,
     backends: HashMap<Identity, BackendView>,
     addresses: HashMap<IpAddr, Few<AddressClaim>>,
     targets: HashMap<TargetName, u32>,
@@ -147,8 +148,9 @@ impl Desired {
 
     /// Computes a backend anew, if it is or was one of ours.
     pub fn refresh_backend(&mut self, index: &Index, here: &Here, identity: &Identity) {
-        let listings = self.listings.get(identity).into_iter().flat_map(Few::values).flatten();
-        let listings: Vec<&Listing> = listings.collect();
+        let services = self.listings.get(identity).into_iter().flat_map(Few::keys);
+        let of_service = |name| self.views.get(name)?.listings.get(identity);
+        let listings: Vec<&Listing> = services.filter_map(of_service).flatten().collect();
         // A backend that no slice lists any more drains for as long as its pod lives.
         let is_held = !listings.is_empty() || self.held.contains(identity);
         let new = if is_held { backend::view(index, here, identity, &listings) } else { None };
@@ -343,7 +345,7 @@ impl Desired {
             stale.push(identity.clone());
             let by_service = self.listings.entry(identity.clone()).or_default();
             match new.get(identity) {
-                Some(listing) => by_service.insert(name.clone(), listing.clone()),
+                Some(_) => by_service.insert(name.clone(), ()),
                 None => by_service.remove(name),
             };
             if by_service.is_empty() {

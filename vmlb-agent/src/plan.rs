@@ -17,6 +17,7 @@ mod gate;
 mod ids;
 mod ledger;
 mod linger;
+mod named;
 mod names;
 mod resolve;
 mod slots;
@@ -26,6 +27,7 @@ use gate::Gates;
 use ids::Ids;
 use ledger::Ledger;
 use linger::Lingering;
+use named::Named;
 pub use slots::GRACE;
 use slots::Slots;
 
@@ -64,11 +66,11 @@ pub struct Installation {
     gates: Gates,
     devices: Ledger<u32, Device>,
     services: Ledger<u32, Service>,
-    service_names: Ledger<u32, ServiceName>,
+    service_names: Named<ServiceName>,
     /// By family, as the maps are.
     frontends: [Ledger<Frontend, abi::Frontend>; 2],
     backends: Ledger<(u32, Family), Endpoint>,
-    backend_names: Ledger<u32, abi::BackendName>,
+    backend_names: Named<abi::BackendName>,
     pods: [Ledger<IpAddr, u32>; 2],
     targets: Ledger<TargetKey, u32>,
     clients: Clients,
@@ -99,8 +101,9 @@ impl Installation {
         let mut changes: Vec<Change> = self.gates.raise().collect();
         changes
             .extend(self.devices.puts().map(|(index, device)| Change::Put(Record::Device(*index, *device))));
-        changes
-            .extend(self.backend_names.puts().map(|(id, name)| Change::Put(Record::BackendName(*id, *name))));
+        changes.extend(
+            self.backend_names.puts().map(|(id, name)| Change::Put(Record::BackendName(id, Box::new(*name)))),
+        );
         let endpoints: Vec<_> = self.backends.puts().map(|(key, endpoint)| (*key, Some(*endpoint))).collect();
         changes.extend(endpoints.into_iter().map(|(key, endpoint)| self.put_backend(key, endpoint)));
         changes.extend(
@@ -111,8 +114,9 @@ impl Installation {
         );
         changes.extend(self.targets.puts().map(|(key, count)| Change::Put(Record::Target(*key, *count))));
         changes.extend(self.clients.puts());
-        changes
-            .extend(self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(*id, *name))));
+        changes.extend(
+            self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(id, Box::new(*name)))),
+        );
         let fresh = std::mem::take(&mut self.fresh);
         changes
             .extend(fresh.into_iter().map(|(offset, targets)| Change::Put(Record::Slots(offset, targets))));

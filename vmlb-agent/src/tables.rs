@@ -48,9 +48,9 @@ pub enum Record {
     /// IPv6 clients of a service that frontends with ranges admit.
     Range6(RangeKey<Address6>),
     /// The name of a service id.
-    ServiceName(u32, ServiceName),
+    ServiceName(u32, Box<ServiceName>),
     /// The name of a backend id.
-    BackendName(u32, BackendName),
+    BackendName(u32, Box<BackendName>),
 }
 
 /// The key of a hash map's [`Record`], for removal. Array entries are never removed, they are written as zeros.
@@ -82,10 +82,6 @@ pub enum RecordKey {
 
 /// One step of a plan. Steps are carried out in order; each leaves the datapath with a state it can serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a plan is short-lived, and a box for each put costs more than its octets"
-)]
 pub enum Change {
     /// Write an entry (insert or replace).
     Put(Record),

@@ -710,7 +710,7 @@ pub struct Traffic {
 }
 
 /// Whose a service id is: written by the agent, read by people and by the next agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServiceName {
     /// Namespace, padded with zeros (as all text here).
@@ -728,7 +728,7 @@ pub struct ServiceName {
 }
 
 /// Whose a backend id is: written by the agent, read by people and by the next agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct BackendName {
     /// UID of the VirtualMachineInstance, or of the pod where it carries no VM.

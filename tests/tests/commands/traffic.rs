@@ -22,7 +22,7 @@ fn name(uid: u8, node: u8) -> Change {
         weight: 100,
         pad: 0,
     };
-    Change::Put(Record::BackendName(ID, name))
+    Change::Put(Record::BackendName(ID, Box::new(name)))
 }
 
 #[test]

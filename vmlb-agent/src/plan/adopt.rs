@@ -15,6 +15,7 @@ use super::gate::Gates;
 use super::ids::Ids;
 use super::ledger::Ledger;
 use super::linger::Lingering;
+use super::named::Named;
 use super::names::{identity_of, port_of};
 use super::resolve::content_digest;
 use super::slots::Slots;
@@ -74,10 +75,10 @@ impl Installation {
             gates,
             devices: Ledger::adopt(found.devices),
             services: Ledger::adopt(found.services),
-            service_names: Ledger::adopt(found.service_names),
+            service_names: Named::adopt(&found.service_names),
             frontends: by_family(found.frontends, |frontend| frontend.address),
             backends: Ledger::adopt(found.backends),
-            backend_names: Ledger::adopt(found.backend_names.clone()),
+            backend_names: Named::adopt(&found.backend_names),
             pods: by_family(found.pods, |address| *address),
             targets: Ledger::adopt(found.targets),
             clients: Clients::adopt(found.eligible, found.ranges),
@@ -175,8 +176,8 @@ impl Found {
             Record::Range6(key) => {
                 self.ranges.extend(range_of(key.block.service, ip6(key.block.client), key.length));
             }
-            Record::ServiceName(id, name) => drop(self.service_names.insert(id, name)),
-            Record::BackendName(id, name) => drop(self.backend_names.insert(id, name)),
+            Record::ServiceName(id, name) => drop(self.service_names.insert(id, *name)),
+            Record::BackendName(id, name) => drop(self.backend_names.insert(id, *name)),
         }
     }
 

@@ -204,7 +204,7 @@ impl Installation {
         };
         let name = service_name(&key.0, &port.name);
         match self.place(key, table, now) {
-            Ok(id) => drop(self.service_names.want(id, Some(name))),
+            Ok(id) => self.service_names.want(id, Some(name)),
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =

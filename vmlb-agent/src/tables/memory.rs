@@ -241,8 +241,8 @@ impl Memory {
             Record::Eligible(key) => hash(&mut self.eligible, eligible, *key, 1),
             Record::Range4(key) => hash(&mut self.ranges4, ranges, *key, 1),
             Record::Range6(key) => hash(&mut self.ranges6, ranges, *key, 1),
-            Record::ServiceName(id, name) => hash(&mut self.service_names, services, *id, *name),
-            Record::BackendName(id, name) => hash(&mut self.backend_names, backends, *id, *name),
+            Record::ServiceName(id, name) => hash(&mut self.service_names, services, *id, **name),
+            Record::BackendName(id, name) => hash(&mut self.backend_names, backends, *id, **name),
         }
     }
 
@@ -314,8 +314,8 @@ impl Tables for Memory {
         records.extend(self.eligible.keys().map(|key| Record::Eligible(*key)));
         records.extend(self.ranges4.keys().map(|key| Record::Range4(*key)));
         records.extend(self.ranges6.keys().map(|key| Record::Range6(*key)));
-        records.extend(self.service_names.iter().map(|(id, name)| Record::ServiceName(*id, *name)));
-        records.extend(self.backend_names.iter().map(|(id, name)| Record::BackendName(*id, *name)));
+        records.extend(self.service_names.iter().map(|(id, name)| Record::ServiceName(*id, Box::new(*name))));
+        records.extend(self.backend_names.iter().map(|(id, name)| Record::BackendName(*id, Box::new(*name))));
         Ok(records)
     }
 

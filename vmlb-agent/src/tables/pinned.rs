@@ -265,10 +265,16 @@ impl Tables for PinnedTables {
         records.extend(self.v4.ranges.all()?.into_iter().map(|(key, _)| Record::Range4(key)));
         records.extend(self.v6.ranges.all()?.into_iter().map(|(key, _)| Record::Range6(key)));
         records.extend(
-            self.service_names.all()?.into_iter().map(|(key, value)| Record::ServiceName(key, value)),
+            self.service_names
+                .all()?
+                .into_iter()
+                .map(|(key, value)| Record::ServiceName(key, Box::new(value))),
         );
         records.extend(
-            self.backend_names.all()?.into_iter().map(|(key, value)| Record::BackendName(key, value)),
+            self.backend_names
+                .all()?
+                .into_iter()
+                .map(|(key, value)| Record::BackendName(key, Box::new(value))),
         );
         Ok(records)
     }
