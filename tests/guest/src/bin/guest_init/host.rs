@@ -20,8 +20,9 @@ const ROOT: &str = "/root";
 /// What the kernel calls when it wants a module.
 const MODPROBE: &str = "/run/modprobe";
 
-/// Folders that the jobs find empty, whatever the machine outside has there.
-const EMPTY: [&str; 3] = ["run", "tmp", "var/tmp"];
+/// The folder that the jobs find empty: what the machine outside has there belongs to what runs outside. Folders for
+/// temporary files are seen as they are, for the project itself may be in one.
+const RUN: &str = "/run";
 
 /// Runs the jobs and reports on the second serial port.
 ///
@@ -101,13 +102,9 @@ fn change_root() -> Result<()> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root")?;
     chroot(".").context("changing the root")?;
     std::env::set_current_dir("/")?;
-    for place in EMPTY {
-        let target = Path::new("/").join(place);
-        fs::create_dir_all(&target)?;
-        mount(Some("empty"), &target, Some("tmpfs"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mounting memory on {}", target.display()))?;
-    }
-    Ok(())
+    fs::create_dir_all(RUN)?;
+    mount(Some("empty"), RUN, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("mounting memory on {RUN}"))
 }
 
 /// Has the kernel find its modules in `tree`, which is not where `modprobe` would look.
