@@ -35,12 +35,20 @@ pub fn snat_port(settings: &Settings, hash: u32, attempt: u32) -> u16 {
     if count == 0 {
         return 0;
     }
-    let start = finish(hash ^ settings.secret);
-    // Each flow takes steps of its own: with one step for all, taken ports form runs, and a search that meets a run goes
-    // along it to the end.
-    let step = start >> 9 | 1;
-    nth(&settings.snat_ports, start.wrapping_add(attempt.wrapping_mul(step)) % count)
+    nth(&settings.snat_ports, index(finish(hash ^ settings.secret), attempt, count))
 }
+
+/// Which of `count` ports the `attempt`-th is. Each flow takes steps of its own: with one step for all, taken ports form
+/// runs, and a search that meets a run goes along it to the end. And all steps are primes above any count: with a factor
+/// in common, a search would come back before it has met all ports.
+#[inline(always)]
+fn index(start: u32, attempt: u32, count: u32) -> u32 {
+    let step = STEPS[(start >> 29) as usize];
+    start.wrapping_add(attempt.wrapping_mul(step)) % count
+}
+
+/// Primes above 65,535 and below 2^23, so that no product of theirs in 512 attempts overflows.
+const STEPS: [u32; 8] = [65_537, 131_071, 524_287, 786_433, 1_179_649, 5_767_169, 7_340_033, 8_380_417];
 
 /// Port number `index` of the ranges laid end to end; 0 past the end.
 #[inline(always)]
@@ -80,5 +88,15 @@ mod tests {
             met.iter().all(|port| ranges.iter().any(|r| r.count() > 0 && (r.first..=r.last).contains(port)))
         );
         assert_eq!(nth(&ranges, count), 0);
+    }
+
+    #[test]
+    fn no_search_goes_in_a_small_circle() {
+        for hash in 0..10_000 {
+            let met: std::collections::BTreeSet<u32> =
+                (0..32).map(|attempt| index(finish(hash), attempt, 1000)).collect();
+            // Where 32 bits overflow on the way, ports may be met a second time, but not a third.
+            assert!(met.len() >= 16, "{hash}: {}", met.len());
+        }
     }
 }
