@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::api_server::{Right, resource};
@@ -52,6 +52,21 @@ pub enum Role {
     Agent,
     /// Those of people who say `vmlb expose`.
     Expose,
+}
+
+/// Whether a ClusterRole grants what was asked for and nothing beyond.
+///
+/// # Errors
+/// It does not; with what is too much and what is missing.
+pub fn ensure_exactly(role: Role, asked: &BTreeSet<Right>) -> Result<()> {
+    let granted = rights(role)?;
+    ensure!(
+        *asked == granted,
+        "granted and never used: {:?}; used and not granted: {:?}",
+        granted.difference(asked).collect::<Vec<_>>(),
+        asked.difference(&granted).collect::<Vec<_>>()
+    );
+    Ok(())
 }
 
 /// What a ClusterRole grants.

@@ -17,7 +17,7 @@ use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
 
-use super::objects::{BALANCER, service, wait};
+use super::objects::{BALANCER, route_balancer, service, wait};
 
 const SILENCE: Duration = Duration::from_millis(600);
 
@@ -28,11 +28,7 @@ fn two_clients() -> Result<Cluster> {
     cluster.add_pod(1, "vm02", Workload::Vm)?;
     cluster.publish(Service::all_servers("both", 31000), &["vm01", "vm02"])?;
     cluster.start_agents(&Flags::default())?;
-    let (node, [v4, v6]) = (cluster.topology.nodes[0].addresses, BALANCER);
-    cluster
-        .topology
-        .router
-        .ip(&format!("route add {v4}/32 via {}\nroute add {v6}/128 via {}\n", node.v4, node.v6))?;
+    route_balancer(&cluster)?;
     Ok(cluster)
 }
 

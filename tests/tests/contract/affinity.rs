@@ -16,18 +16,14 @@ use vmlb_tests::servers;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
 
-use super::objects::{BALANCER, Condition, chooses, endpoints, service, wait};
+use super::objects::{BALANCER, Condition, chooses, endpoints, route_balancer, service, wait};
 
 /// Three VMs behind Service `both`, two of them on the first node; its load-balancer addresses lead to the first node.
 fn three() -> Result<Cluster> {
     let mut cluster = Cluster::build(Attachment::Routed)?;
     cluster.add_pod(0, "vm03", Workload::Vm)?;
     cluster.start_agents(&Flags::default())?;
-    let (node, [v4, v6]) = (cluster.topology.nodes[0].addresses, BALANCER);
-    cluster
-        .topology
-        .router
-        .ip(&format!("route add {v4}/32 via {}\nroute add {v6}/128 via {}\n", node.v4, node.v6))?;
+    route_balancer(&cluster)?;
     Ok(cluster)
 }
 

@@ -17,6 +17,13 @@ pub const SOON: Duration = Duration::from_secs(5);
 /// Addresses outside of every network of the rig, for load balancers.
 pub const BALANCER: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
 
+/// Leads the [`BALANCER`] addresses to the first node.
+pub fn route_balancer(cluster: &Cluster) -> Result<()> {
+    let (node, [v4, v6]) = (cluster.topology.nodes[0].addresses, BALANCER);
+    let routes = format!("route add {v4}/32 via {}\nroute add {v6}/128 via {}\n", node.v4, node.v6);
+    cluster.topology.router.ip(&routes)
+}
+
 /// The condition of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {

@@ -14,7 +14,7 @@ use vmlb_tests::api_server::follower::Follower;
 use vmlb_tests::api_server::kubevirt::{launcher_of, vmi};
 use vmlb_tests::api_server::objects::{Endpoint, NODE, launcher, node, service, slice};
 use vmlb_tests::api_server::{ApiServer, Blow, Right};
-use vmlb_tests::deploy::{Role, rights};
+use vmlb_tests::deploy::{Role, ensure_exactly, rights};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -94,14 +94,7 @@ fn the_role_grants_exactly_what_the_agent_asks_for() -> Result<()> {
     let mut follower = stage.follow()?;
     follower.until(SOON, "four watches", |_| stage.server.watches() == 4)?;
     stage.tell(NODE, &[warning("Service a/s", "is odd")], |events| events.len() == 1)?;
-    let (asked, granted) = (stage.server.take_rights(), rights(Role::Agent)?);
-    ensure!(
-        asked == granted,
-        "granted and never used: {:?}; used and not granted: {:?}",
-        granted.difference(&asked).collect::<Vec<_>>(),
-        asked.difference(&granted).collect::<Vec<_>>()
-    );
-    Ok(())
+    ensure_exactly(Role::Agent, &stage.server.take_rights())
 }
 
 #[test]

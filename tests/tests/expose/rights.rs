@@ -43,15 +43,7 @@ fn asked(cluster: &Cluster) -> Result<BTreeSet<Right>> {
 
 #[test]
 fn the_role_grants_exactly_what_the_commands_ask_for() -> Result<()> {
-    let asked = asked(&Cluster::new()?)?;
-    let granted = deploy::rights(Role::Expose)?;
-    ensure!(
-        asked == granted,
-        "granted and never used: {:?}; used and not granted: {:?}",
-        granted.difference(&asked).collect::<Vec<_>>(),
-        asked.difference(&granted).collect::<Vec<_>>()
-    );
-    Ok(())
+    deploy::ensure_exactly(Role::Expose, &asked(&Cluster::new()?)?)
 }
 
 /// Rights whose lack costs something that is told and not the whole command.
