@@ -153,10 +153,11 @@ impl Installation {
     }
 
     fn put_backend(&mut self, (id, family): (u32, Family), endpoint: Option<Endpoint>) -> Change {
+        let place = abi::Turn::place(id, 0);
         let Some(Endpoint { flags, address }) = endpoint else {
             return Change::Put(match family {
-                Family::V4 => Record::Backend4(id, abi::Backend::default()),
-                Family::V6 => Record::Backend6(id, abi::Backend::default()),
+                Family::V4 => Record::Backend4(place, abi::Backend::default()),
+                Family::V6 => Record::Backend6(place, abi::Backend::default()),
             });
         };
         // One counter for all: what a cached next hop was stamped with never comes again, whoever gets the id.
@@ -164,10 +165,12 @@ impl Installation {
         let revision = self.revision;
         Change::Put(match address {
             IpAddr::V4(address) => {
-                Record::Backend4(id, abi::Backend { flags, revision, address: address4(address) })
+                let address = address4(address);
+                Record::Backend4(place, abi::Backend { flags, revision, address, ..abi::Backend::default() })
             }
             IpAddr::V6(address) => {
-                Record::Backend6(id, abi::Backend { flags, revision, address: address6(address) })
+                let address = address6(address);
+                Record::Backend6(place, abi::Backend { flags, revision, address, ..abi::Backend::default() })
             }
         })
     }
@@ -241,8 +244,8 @@ fn frontend_key(key: Frontend) -> RecordKey {
 
 fn pod_record(address: IpAddr, backend: u32) -> Record {
     match address {
-        IpAddr::V4(address) => Record::Pod4(address4(address), abi::Pod { backend }),
-        IpAddr::V6(address) => Record::Pod6(address6(address), abi::Pod { backend }),
+        IpAddr::V4(address) => Record::Pod4(address4(address), abi::Pod { backend, side: 0 }),
+        IpAddr::V6(address) => Record::Pod6(address6(address), abi::Pod { backend, side: 0 }),
     }
 }
 

@@ -154,6 +154,9 @@ impl Wanted {
             *place = octet;
         }
         Ok(Settings {
+            tunnel: vmlb_common::abi::Tunnel::default(),
+            probe_port: 0,
+            pad: 0,
             version: abi::VERSION,
             // Zero marks an empty hop.
             generation: installed.map_or(1, |settings| settings.generation.max(1)),

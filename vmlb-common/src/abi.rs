@@ -8,7 +8,7 @@ use crate::family::{Address, Address4, Address6};
 use crate::wire::Protocol;
 
 /// The ABI number in [`Settings::version`]; agents refuse pinned maps of another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Names of the maps, which are also the names of their pins; at most 15 characters (kernel `BPF_OBJ_NAME_LEN`).
 pub mod names {
@@ -30,6 +30,12 @@ pub mod names {
     pub const SERVICE_NAMES: &str = "service_names";
     /// Backend id → [`super::BackendName`]; read by people and by the agent after a restart.
     pub const BACKEND_NAMES: &str = "backend_names";
+    /// Backend id → [`super::Turn`].
+    pub const TURNS: &str = "turns";
+    /// Ring of [`super::Arrival`]: what the datapath tells the agent.
+    pub const ARRIVALS: &str = "arrivals";
+    /// [`super::TagKey`] → [`super::Target`]: what a packet from another node's tunnel is for.
+    pub const TAGS: &str = "tags";
     /// Next hops the agent keeps fresh, so that a later agent or `vmlb detach` can release them.
     pub const NEIGHBOURS: &str = "neighbours";
     /// Backend id → [`super::Traffic`], per CPU.
@@ -44,8 +50,10 @@ pub mod names {
     pub const FAMILIES: [&str; 2] = ["v4", "v6"];
     /// [`super::FrontendKey`] → [`super::Frontend`].
     pub const FRONTENDS: [&str; 2] = ["frontends_v4", "frontends_v6"];
-    /// Backend id → [`super::Backend`].
+    /// [`super::Turn::place`] → [`super::Backend`].
     pub const BACKENDS: [&str; 2] = ["backends_v4", "backends_v6"];
+    /// Address of a node of the cluster → 1: whose tunnels are listened to.
+    pub const NODES: [&str; 2] = ["nodes_v4", "nodes_v6"];
     /// Pod address → [`super::Pod`].
     pub const PODS: [&str; 2] = ["pods_v4", "pods_v6"];
     /// [`super::RangeKey`] → 1: source ranges of services, by longest prefix.
@@ -169,8 +177,42 @@ pub struct Settings {
     /// Refusals (TCP RST, ICMP port unreachable) that one CPU may send in a second, at most 100,000; 0: all are left to
     /// the stack.
     pub reject_rate: u32,
+    /// How packets are carried to a backend's node with the client's address kept.
+    pub tunnel: Tunnel,
+    /// The port from which the agent asks a migration's target whether the VM is there; SNAT does not use it. 0: none.
+    pub probe_port: u16,
+    /// Zero.
+    pub pad: u16,
     /// The node's name, cut at 63 octets, padded with zeros.
     pub node: [u8; 64],
+}
+
+/// The tunnel between the cluster's nodes: the same on each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tunnel {
+    /// [`TunnelShape`].
+    pub shape: u8,
+    /// 1: replies go back to the client through the node that it addressed; 0: from the backend's node.
+    pub returns: u8,
+    /// Destination port of the UDP shape.
+    pub port: u16,
+    /// VXLAN network identifier of the UDP shape, 24 bits.
+    pub network: u32,
+}
+
+/// Values of [`Tunnel::shape`].
+pub struct TunnelShape;
+
+impl TunnelShape {
+    /// No tunnel: clients' addresses are kept on this node only.
+    pub const NONE: u8 = 0;
+    /// IP in IP: protocol 4 (RFC 2003), or 41 (RFC 2473). The tag is in the IPv4 header's identification, which means
+    /// nothing in a datagram that is not to be cut (RFC 6864 section 4.1), or in the IPv6 flow label's low half.
+    pub const IP: u8 = 1;
+    /// VXLAN's shape (RFC 7348), where networks filter other protocols. The tag is in the VXLAN header's last reserved octet
+    /// and the octet before the identifier.
+    pub const UDP: u8 = 2;
 }
 
 /// Bits that tell a foreign packet without a hash lookup: arrays of 65,536 bits each, one behind the other in map
@@ -313,6 +355,8 @@ impl ServiceFlags {
     pub const LOCAL: u32 = 2;
     /// Backends are drawn at random, not by the tuple's hash.
     pub const RANDOM: u32 = 4;
+    /// Flows to backends on other nodes keep the client's address: they go by the tunnel.
+    pub const DSR: u32 = 8;
 }
 
 /// A target: a backend and the port it listens on. What selection tables hold and flows name.
@@ -441,16 +485,21 @@ impl Tries {
     }
 }
 
-/// A backend's endpoint in one family: where the VM (or plain pod) is now.
+/// A backend's endpoint in one family: where the VM (or plain pod) is, was, or is about to be. Each backend has two, of which
+/// [`Turn`] says which is the present one; only the other is ever written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Backend<A> {
-    /// [`BackendFlags`]; 0: the id is not in use in this family.
+    /// [`BackendFlags`]; 0: there is no such endpoint.
     pub flags: u32,
     /// Raised by the agent with every change of this entry; cached next hops of other revisions are void.
     pub revision: u32,
     /// The pod's address.
     pub address: A,
+    /// The address of the pod's node, to which the tunnel leads; zeros: not known.
+    pub node: A,
+    /// What the tunnel's packets call the backend: 15 bits of a hash of its UID, the same on every node.
+    pub tag: u32,
 }
 
 /// Bits of [`Backend::flags`].
@@ -463,12 +512,116 @@ impl BackendFlags {
     pub const LOCAL: u32 = 2;
 }
 
+/// Which of a backend's two endpoints is the present one. The datapath turns it, by compare-and-swap, when the VM shows
+/// itself at the other; the agent when the API says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Turn {
+    /// [`Turned`] as a number.
+    pub word: u32,
+    /// Zero.
+    pub pad: u32,
+    /// While the other endpoint is expected: when the present one last answered, nanoseconds of `CLOCK_MONOTONIC`
+    /// (`bpf_ktime_get_ns`); 0: not yet.
+    pub replied: u64,
+}
+
+impl Turn {
+    /// Where in maps `backends_*` an endpoint is.
+    #[inline(always)]
+    pub const fn place(backend: u32, side: u32) -> u32 {
+        backend.wrapping_mul(2).wrapping_add(side & 1)
+    }
+}
+
+/// What [`Turn::word`] says. Bit 0: the present side. Bit 1: the other is expected, and the datapath turns to it. Bits 8 to
+/// 31: how often it has turned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Turned(pub u32);
+
+impl Turned {
+    const SIDE: u32 = 1;
+    const EXPECTED: u32 = 2;
+
+    /// The present side, 0 or 1.
+    #[inline(always)]
+    pub const fn side(self) -> u32 {
+        self.0 & Self::SIDE
+    }
+
+    /// Whether the VM may show itself at the other side.
+    #[inline(always)]
+    pub const fn is_expected(self) -> bool {
+        self.0 & Self::EXPECTED != 0
+    }
+
+    /// The same, with the other side expected or not.
+    #[must_use]
+    pub const fn expecting(self, yes: bool) -> Self {
+        Self(if yes { self.0 | Self::EXPECTED } else { self.0 & !Self::EXPECTED })
+    }
+
+    /// After the turn: the other side is the present one, and nothing is expected.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(self) -> Self {
+        Self((self.0 & !Self::EXPECTED ^ Self::SIDE).wrapping_add(1 << 8))
+    }
+
+    /// How often it has turned, the low 8 bits: what [`Flow::turn`] remembers.
+    #[inline(always)]
+    pub const fn count(self) -> u8 {
+        (self.0 >> 8 & 0xff) as u8
+    }
+}
+
+/// The datapath has turned a backend: an entry of map `arrivals`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Arrival {
+    /// When, nanoseconds of `CLOCK_MONOTONIC`.
+    pub at: u64,
+    /// [`Turn::replied`] at that time.
+    pub replied: u64,
+    /// Backend id.
+    pub backend: u32,
+    /// [`Turn::word`] after the turn.
+    pub word: u32,
+    /// [`ArrivalSign`].
+    pub sign: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// By what the datapath saw that the VM has arrived; values of [`Arrival::sign`].
+pub struct ArrivalSign;
+
+impl ArrivalSign {
+    /// A packet of one of its flows.
+    pub const FLOW: u32 = 1;
+    /// The answer to a probe.
+    pub const PROBE: u32 = 2;
+}
+
 /// Whose a pod address is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pod {
     /// Backend id.
     pub backend: u32,
+    /// Which of its endpoints has the address: 0 or 1.
+    pub side: u32,
+}
+
+/// Key of map `tags`: what a tunnel's packet says of its target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct TagKey {
+    /// Service id.
+    pub service: u32,
+    /// [`Backend::tag`].
+    pub tag: u32,
 }
 
 /// A flow as the client's packets show it.
@@ -540,25 +693,23 @@ pub struct Inherited {
     pub seen: u32,
 }
 
-/// How a flow's packets reach the backend; a newtype, because it is read from maps.
+/// What a flow's backend sees as the client; a newtype, because it is read from maps. How the packets get there depends on
+/// where the backend is at the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Delivery(pub u8);
 
 impl Delivery {
-    /// DNAT, source kept, through this node's stack (DESIGN way 2).
-    pub const STACK: Self = Self(1);
-    /// DNAT and SNAT, sent to another node (DESIGN way 4).
-    pub const REMOTE: Self = Self(2);
-    /// DNAT and SNAT, sent to the pod's host-side device, reversed there: where the source cannot be kept.
-    pub const DEVICE: Self = Self(3);
+    /// DNAT, source kept: through this node's stack (DESIGN way 2), or by the tunnel to the backend's node (way 6).
+    pub const KEPT: Self = Self(1);
+    /// DNAT and SNAT: to another node (DESIGN way 4), or into the pod's host-side device, and reversed there.
+    pub const SNAT: Self = Self(2);
 
     /// The word `vmlb flows` prints.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::STACK => "stack",
-            Self::REMOTE => "remote",
-            Self::DEVICE => "device",
+            Self::KEPT => "kept",
+            Self::SNAT => "snat",
             _ => "?",
         }
     }
@@ -621,11 +772,16 @@ pub struct Flow<A> {
     pub target_port: u16,
     /// How it is delivered.
     pub delivery: Delivery,
-    /// Zero.
-    pub pad: u8,
+    /// [`Turned::count`] of the backend when the last request passed: where it differs, no request of this flow has been to
+    /// the present endpoint yet.
+    pub turn: u8,
     /// What the translation of a request changes in the ones' complement sum of both addresses, but for the backend's:
     /// ~client + ~frontend + peer, folded, as it lies in memory.
     pub address_sum: u16,
+    /// The sequence number that the client's next octet will have (TCP).
+    pub next: u32,
+    /// The client's last acknowledgment number (TCP).
+    pub acknowledged: u32,
 }
 
 impl<A: Address> Flow<A> {
@@ -667,6 +823,8 @@ pub struct Reply<A> {
     pub address_sum: u16,
     /// Next hop to the client.
     pub hop: Hop,
+    /// The node whose tunnel the requests come by, because the client addressed it; zeros: this one.
+    pub via: A,
 }
 
 /// A next hop as the FIB gave it, and until when it may be believed.
@@ -762,16 +920,18 @@ const _: () = {
     assert!(size_of::<FrontendKey<Address4>>() == 8 && size_of::<FrontendKey<Address6>>() == 20);
     assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<FlowKey<Address6>>() == 40);
     assert!(size_of::<ReplyKey<Address4>>() == 16 && size_of::<ReplyKey<Address6>>() == 28);
-    assert!(size_of::<Flow<Address4>>() == 32 && size_of::<Flow<Address6>>() == 44);
+    assert!(size_of::<Flow<Address4>>() == 40 && size_of::<Flow<Address6>>() == 52);
     assert!(
-        size_of::<Hop>() == 28 && size_of::<Reply<Address4>>() == 64 && size_of::<Reply<Address6>>() == 88
+        size_of::<Hop>() == 28 && size_of::<Reply<Address4>>() == 68 && size_of::<Reply<Address6>>() == 104
     );
-    assert!(size_of::<Backend<Address4>>() == 12 && size_of::<Backend<Address6>>() == 24);
+    assert!(size_of::<Backend<Address4>>() == 20 && size_of::<Backend<Address6>>() == 44);
     assert!(size_of::<Service>() == 16 && size_of::<Target>() == 8 && size_of::<TargetKey>() == 8);
     assert!(size_of::<Device>() == 24 && size_of::<Traffic>() == 40 && size_of::<NeighbourKey>() == 20);
-    assert!(size_of::<Settings>() == 16 + 16 + 4 + 28 + 8 + 64);
+    assert!(size_of::<Settings>() == 16 + 16 + 4 + 28 + 8 + 8 + 4 + 64);
     assert!(size_of::<Frontend>() == 8 && size_of::<EligibleKey>() == 12 && size_of::<Affinity>() == 12);
     assert!(size_of::<ClientKey<Address4>>() == 8 && size_of::<ClientKey<Address6>>() == 20);
+    assert!(size_of::<Turn>() == 16 && size_of::<Arrival>() == 32 && size_of::<Pod>() == 8);
+    assert!(size_of::<Tunnel>() == 8 && size_of::<TagKey>() == 8);
     assert!(size_of::<ServiceName>() == 148 && size_of::<BackendName>() == 236);
 };
 

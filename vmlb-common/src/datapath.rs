@@ -18,6 +18,7 @@ mod hop;
 mod icmp;
 mod inherited;
 mod open;
+mod place;
 mod reject;
 mod reply;
 mod snat;
@@ -51,8 +52,8 @@ pub fn uplink_egress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mu
 #[inline(always)]
 pub fn pod_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mut P, kernel: &K) -> Verdict {
     let verdict = match ethertype(packet) {
-        Some(Ethertype::IPV4) => local_reply::<V4, P, K>(packet, kernel, Delivery::DEVICE),
-        Some(Ethertype::IPV6) => local_reply::<V6, P, K>(packet, kernel, Delivery::DEVICE),
+        Some(Ethertype::IPV4) => local_reply::<V4, P, K>(packet, kernel, Delivery::SNAT),
+        Some(Ethertype::IPV6) => local_reply::<V6, P, K>(packet, kernel, Delivery::SNAT),
         _ => return Verdict::PASS,
     };
     conclude(packet, kernel, verdict)
@@ -105,7 +106,7 @@ fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: 
             return verdict;
         }
     }
-    local_reply::<F, P, K>(packet, kernel, Delivery::STACK)
+    local_reply::<F, P, K>(packet, kernel, Delivery::KEPT)
 }
 
 #[inline(always)]
@@ -115,7 +116,7 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
     delivery: Delivery,
 ) -> Verdict {
     if gate::may_be_error::<F, P>(packet) {
-        return Verdict::from_number(if delivery == Delivery::STACK {
+        return Verdict::from_number(if delivery == Delivery::KEPT {
             icmp::leaving::<F, P, K>(packet, kernel)
         } else {
             icmp::from_pod::<F, P, K>(packet, kernel)
@@ -125,7 +126,7 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict;
     }
-    Verdict::from_number(if delivery == Delivery::STACK {
+    Verdict::from_number(if delivery == Delivery::KEPT {
         reply::through_stack::<F, P, K>(packet, kernel)
     } else {
         reply::through_device::<F, P, K>(packet, kernel)

@@ -4,8 +4,8 @@
 use core::ffi::c_void;
 
 use crate::abi::{
-    Affinity, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey, Pod,
-    Reply, ReplyKey, Service, Settings, Target, TargetKey, Traffic, Tries, WireKey,
+    Affinity, Arrival, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
+    Pod, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
 use crate::family::{Address, Family};
 use crate::live::{Live, Slot, Word};
@@ -35,12 +35,14 @@ pub enum Refused {
 pub trait Tables<F: Family> {
     /// The frontend of this key.
     fn frontend(&self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
-    /// The backend of this id, if it is present in this family.
-    fn backend(&self, id: u32) -> Option<&Backend<F::Address>>;
+    /// The endpoint at [`Turn::place`], if there is one in this family.
+    fn endpoint(&self, place: u32) -> Option<&Backend<F::Address>>;
     /// Where the next hop to this backend is cached.
     fn backend_hop(&self, id: u32) -> Option<Slot>;
     /// Whose this address is.
     fn pod(&self, address: &F::Address) -> Option<Pod>;
+    /// Whether this address is that of a node of the cluster.
+    fn is_node(&self, address: &F::Address) -> bool;
     /// A flow by its client's side.
     fn flow(&self, stage: Stage, key: &FlowKey<F::Address>) -> Option<Live<'_, Flow<F::Address>>>;
     /// A flow by its backend's side.
@@ -157,6 +159,14 @@ pub trait Kernel {
     fn is_target(&self, key: &TargetKey) -> bool;
     /// Whether new flows of a service with session affinity may be given to this target.
     fn is_eligible(&self, key: &EligibleKey) -> bool;
+    /// The target that another node's tunnel means.
+    fn tagged(&self, key: &TagKey) -> Option<Target>;
+    /// Which endpoint of a backend is the present one.
+    fn turn(&self, backend: u32) -> Option<Live<'_, Turn>>;
+    /// Tells the agent that a backend has turned.
+    fn tell(&self, arrival: &Arrival);
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    fn clock(&self) -> u64;
     /// Takes from this CPU's bucket of answers; what `take` says, `false` where there is no bucket.
     fn spend(&self, take: impl FnOnce(&mut Bucket) -> bool) -> bool;
     /// Counts a search for a SNAT port.

@@ -4,7 +4,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::abi::{Delivery, Flow, FlowKey, Hop, Life, Reply};
+use crate::abi::{Delivery, Flow, FlowKey, Hop, Life, Reply, Turn, Turned};
 use crate::family::Address;
 use crate::wire::Be16;
 
@@ -125,8 +125,8 @@ macro_rules! entry {
     };
 }
 
-entry! { Flow { backend: u32, service: u32, peer: A, peer_port: u16, target_port: u16, delivery: Delivery; life, flags, seen } }
-entry! { Reply { flow: FlowKey<A>, delivery: Delivery, address_sum: u16; life, flags, seen, sequence } }
+entry! { Flow { backend: u32, service: u32, peer: A, peer_port: u16, target_port: u16, delivery: Delivery; life, flags, seen, next, acknowledged } }
+entry! { Reply { flow: FlowKey<A>, delivery: Delivery, address_sum: u16, via: A; life, flags, seen, sequence } }
 
 impl<A: Address> Live<'_, Flow<A>> {
     /// The whole entry as it is now.
@@ -134,6 +134,22 @@ impl<A: Address> Live<'_, Flow<A>> {
     pub fn copy(self) -> Flow<A> {
         // SAFETY: live and aligned by `Live::new`; each word is copied whole.
         unsafe { self.0.as_ptr().read() }
+    }
+}
+
+impl<A: Address> Live<'_, Flow<A>> {
+    /// How often the backend had turned when the last request passed; changes under our hands.
+    #[inline(always)]
+    pub fn turn(self) -> u8 {
+        // SAFETY: one octet of a live entry.
+        unsafe { (&raw const (*self.0.as_ptr()).turn).read_volatile() }
+    }
+
+    /// A request has passed.
+    #[inline(always)]
+    pub fn set_turn(self, to: u8) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).turn).write_volatile(to) }
     }
 }
 
@@ -150,6 +166,35 @@ impl<A: Address> Live<'_, Reply<A>> {
     pub fn hop(self) -> Slot {
         // SAFETY: a field's address in a live entry is not null.
         Slot(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).hop) })
+    }
+}
+
+impl<'a> Live<'a, Turn> {
+    /// [`Turned`] as a number; changes under our hands.
+    #[inline(always)]
+    pub fn word(self) -> Word<'a> {
+        // SAFETY: a field's address in a live entry is not null.
+        Word(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).word) }, PhantomData)
+    }
+
+    /// What the word says now.
+    #[inline(always)]
+    pub fn turned(self) -> Turned {
+        Turned(self.word().get())
+    }
+
+    /// When the present endpoint last answered.
+    #[inline(always)]
+    pub fn replied(self) -> u64 {
+        // SAFETY: live and aligned to eight octets: values of maps are.
+        unsafe { (&raw const (*self.0.as_ptr()).replied).read_volatile() }
+    }
+
+    /// The present endpoint has answered; of two CPUs at once either is right.
+    #[inline(always)]
+    pub fn set_replied(self, at: u64) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).replied).write_volatile(at) }
     }
 }
 

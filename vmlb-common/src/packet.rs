@@ -86,6 +86,8 @@ pub struct Transport {
     pub sequence: u32,
     /// TCP acknowledgment number, host order.
     pub acknowledgment: u32,
+    /// Sequence numbers that a TCP segment takes: octets of payload, SYN and FIN.
+    pub consumed: u32,
     /// Octets from the IP header on.
     pub octets: u32,
 }
@@ -106,6 +108,7 @@ impl Transport {
             flags: TcpFlags(0),
             sequence: 0,
             acknowledgment: 0,
+            consumed: 0,
             octets: payload.wrapping_add(size_of::<F::Header>() as u32),
         };
         if payload > available {
@@ -118,7 +121,10 @@ impl Transport {
         let tcp = &packet.view::<Frame<F::Header, TcpHeader>>()?.transport;
         let (length, flags) = (tcp.length(), tcp.flags());
         let (sequence, acknowledgment) = (tcp.sequence_number(), tcp.acknowledgment_number());
-        (length >= 20 && length <= payload).then_some(Self { flags, sequence, acknowledgment, ..transport })
+        let ends = u32::from(flags.any(TcpFlags::SYN)) + u32::from(flags.any(TcpFlags::FIN));
+        let consumed = payload.wrapping_sub(length).wrapping_add(ends);
+        let is_whole = length >= 20 && length <= payload;
+        is_whole.then_some(Self { flags, sequence, acknowledgment, consumed, ..transport })
     }
 }
 

@@ -191,6 +191,12 @@ reasons! {
     25 REJECT_LIMIT "reject_limit" "Dropped: to be rejected, but this CPU has sent as many answers in this second as it may.";
     26 TOO_BIG "too_big" "Rejected: the packet is larger than the way on takes, and must not be cut.";
     27 UNCUTTABLE "uncuttable" "Dropped: the packet is larger than the way on takes, and nobody here cuts it.";
+    28 NOT_PRESENT "not_present" "Dropped: a reset or an ICMP error from where the VM is not: not yet, or not any more.";
+    29 PROBE "probe" "Dropped: the answer to a probe of this node's agent, noted.";
+    30 NO_TUNNEL "no_tunnel" "Dropped: the flow keeps the client's address, its backend is on another node, and no tunnel leads there.";
+    31 TUNNEL_SOURCE "tunnel_source" "Dropped: a tunnel's packet from an address that is no node's of the cluster.";
+    32 TUNNEL_FRONTEND "tunnel_frontend" "Dropped: a tunnel's packet for an address and port that no Service has.";
+    33 TUNNEL_TARGET "tunnel_target" "Dropped: a tunnel's packet for a backend that is not on this node.";
 }
 
 impl Reason {

@@ -268,6 +268,13 @@ impl TcpFlags {
         Self(self.0 | other.0)
     }
 
+    /// All but the flags of `other`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// SYN without ACK, FIN or RST: the opening of a connection.
     #[inline(always)]
     pub const fn is_opening(self) -> bool {

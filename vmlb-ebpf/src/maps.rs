@@ -6,13 +6,13 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use vmlb_common::abi::{
-    Affinity, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, DeviceFlags, EligibleKey, Flow, FlowKey, Frontend,
-    FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName, Settings, Target,
-    TargetKey, Traffic, Tries, WireKey,
+    Affinity, Arrival, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, DeviceFlags, EligibleKey, Flow,
+    FlowKey, Frontend, FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName,
+    Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
 use vmlb_common::family::{Address4, Address6, Family, V4, V6};
 use vmlb_common::kernel::{Ends, Kernel, Query, Refused, Route, Search, Stage, Step, Tables};
@@ -29,6 +29,7 @@ const BACKENDS: usize = 16_384;
 const FRONTENDS: usize = 32_768;
 const FLOWS: usize = 65_536;
 const CLIENTS: usize = 65_536;
+const NODES: usize = 16_384;
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "settings")]
@@ -55,6 +56,12 @@ static TRAFFIC: PerCpuArray<Traffic, BACKENDS> = PerCpuArray::new();
 static REASONS: PerCpuArray<u64, { Reason::ENTRIES as usize }> = PerCpuArray::new();
 #[btf_map(name = "eligible")]
 static ELIGIBLE: HashMap<EligibleKey, u32, BACKENDS, SPARSE> = HashMap::new();
+#[btf_map(name = "turns")]
+static TURNS: Array<Turn, BACKENDS> = Array::new();
+#[btf_map(name = "arrivals")]
+static ARRIVALS: RingBuf<Arrival, 65_536> = RingBuf::new();
+#[btf_map(name = "tags")]
+static TAGS: HashMap<TagKey, Target, BACKENDS, SPARSE> = HashMap::new();
 #[btf_map(name = "answers")]
 static ANSWERS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 #[btf_map(name = "snat_tries")]
@@ -63,18 +70,20 @@ static SNAT_TRIES: PerCpuArray<u64, { Tries::ENTRIES as usize }> = PerCpuArray::
 macro_rules! tables {
     ($family:ident $address:ident $snat:ident
      $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
-     $pods:ident $pods_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
+     $pods:ident $pods_name:literal $nodes:ident $nodes_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
      $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
      $inherited:ident $inherited_name:literal $ranges:ident $ranges_name:literal
      $affinity:ident $affinity_name:literal $new_affinity:ident $new_affinity_name:literal) => {
         #[btf_map(name = $frontends_name)]
         static $frontends: HashMap<FrontendKey<$address>, Frontend, FRONTENDS> = HashMap::new();
         #[btf_map(name = $backends_name)]
-        static $backends: Array<Backend<$address>, BACKENDS> = Array::new();
+        static $backends: Array<Backend<$address>, { 2 * BACKENDS }> = Array::new();
         #[btf_map(name = $hops_name)]
         static $hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
         #[btf_map(name = $pods_name)]
         static $pods: HashMap<$address, Pod, BACKENDS> = HashMap::new();
+        #[btf_map(name = $nodes_name)]
+        static $nodes: HashMap<$address, u32, NODES, SPARSE> = HashMap::new();
         #[btf_map(name = $flows_name)]
         static $flows: HashMap<FlowKey<$address>, Flow<$address>, FLOWS> = HashMap::new();
         #[btf_map(name = $replies_name)]
@@ -101,8 +110,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn backend(&self, id: u32) -> Option<&Backend<$address>> {
-                $backends.get(id).filter(|backend| backend.flags & BackendFlags::PRESENT != 0)
+            fn endpoint(&self, place: u32) -> Option<&Backend<$address>> {
+                $backends.get(place).filter(|backend| backend.flags & BackendFlags::PRESENT != 0)
             }
 
             #[inline(always)]
@@ -115,6 +124,11 @@ macro_rules! tables {
             fn pod(&self, address: &$address) -> Option<Pod> {
                 // SAFETY: pods are replaced whole by user space; the copy is taken at once.
                 unsafe { $pods.get(address) }.copied()
+            }
+
+            #[inline(always)]
+            fn is_node(&self, address: &$address) -> bool {
+                $nodes.get_ptr(address).is_some()
             }
 
             #[inline(always)]
@@ -234,12 +248,12 @@ macro_rules! tables {
 }
 
 tables! { V4 Address4 snat_v4
-FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4" PODS_V4 "pods_v4"
+FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4" PODS_V4 "pods_v4" NODES_V4 "nodes_v4"
 FLOWS_V4 "flows_v4" REPLIES_V4 "replies_v4" HALF_FLOWS_V4 "half_flows_v4" HALF_REPLIES_V4 "half_replies_v4"
 INHERITED_V4 "inherited_v4" RANGES_V4 "ranges_v4"
 AFFINITY_V4 "affinity_v4" NEW_AFFINITY_V4 "new_affinity_v4" }
 tables! { V6 Address6 snat_v6
-FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6" PODS_V6 "pods_v6"
+FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6" PODS_V6 "pods_v6" NODES_V6 "nodes_v6"
 FLOWS_V6 "flows_v6" REPLIES_V6 "replies_v6" HALF_FLOWS_V6 "half_flows_v6" HALF_REPLIES_V6 "half_replies_v6"
 INHERITED_V6 "inherited_v6" RANGES_V6 "ranges_v6"
 AFFINITY_V6 "affinity_v6" NEW_AFFINITY_V6 "new_affinity_v6" }
@@ -309,6 +323,30 @@ impl Kernel for Node {
     #[inline(always)]
     fn is_eligible(&self, key: &EligibleKey) -> bool {
         ELIGIBLE.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn tagged(&self, key: &TagKey) -> Option<Target> {
+        // SAFETY: tags are replaced whole by user space; the copy is taken at once.
+        unsafe { TAGS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn turn(&self, backend: u32) -> Option<Live<'_, Turn>> {
+        // SAFETY: array values live as long as the map.
+        TURNS.get_ptr_mut(backend).and_then(NonNull::new).map(|turn| unsafe { Live::new(turn) })
+    }
+
+    #[inline(always)]
+    fn tell(&self, arrival: &Arrival) {
+        // The agent that is away, or slow, reads the turn itself when it comes.
+        let _not_heard = ARRIVALS.output(*arrival, 0);
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> u64 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]

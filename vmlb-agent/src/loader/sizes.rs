@@ -56,12 +56,14 @@ impl Sizes {
             names::TARGETS => self.backends.saturating_mul(4),
             // And for each of the families where a Service has affinity.
             names::ELIGIBLE => self.backends.saturating_mul(8),
-            names::BACKEND_NAMES | names::TRAFFIC => self.backends,
+            names::BACKEND_NAMES | names::TRAFFIC | names::TURNS => self.backends,
+            // A backend takes part in a few Services.
+            names::TAGS => self.backends.saturating_mul(4),
             // A VM that migrates has two addresses.
-            _ if is(map, names::PODS) => self.backends.saturating_mul(2),
+            _ if is(map, names::PODS) || is(map, names::BACKENDS) => self.backends.saturating_mul(2),
             _ if is(map, names::FRONTENDS) || is(map, names::RANGES) => self.frontends,
             _ if is(map, names::AFFINITY) || is(map, names::NEW_AFFINITY) => self.affinity,
-            _ if is(map, names::BACKENDS) || is(map, names::HOPS) => self.backends,
+            _ if is(map, names::HOPS) => self.backends,
             _ if is(map, names::FLOWS) || is(map, names::REPLIES) => self.flows,
             _ if is(map, names::HALF_FLOWS) || is(map, names::HALF_REPLIES) => self.half_flows,
             _ => return None,
@@ -74,7 +76,12 @@ impl Sizes {
         Some(match map {
             names::SERVICES | names::SERVICE_NAMES => "--services",
             names::SLOTS => "--slots",
-            names::TARGETS | names::ELIGIBLE | names::BACKEND_NAMES | names::TRAFFIC => "--backends",
+            names::TARGETS
+            | names::ELIGIBLE
+            | names::TAGS
+            | names::BACKEND_NAMES
+            | names::TRAFFIC
+            | names::TURNS => "--backends",
             _ if is(map, names::FRONTENDS) || is(map, names::RANGES) => "--frontends",
             _ if is(map, names::AFFINITY) || is(map, names::NEW_AFFINITY) => "--affinity",
             _ if is(map, names::BACKENDS) || is(map, names::PODS) || is(map, names::HOPS) => "--backends",
@@ -88,9 +95,9 @@ impl Sizes {
     #[must_use]
     pub fn flag_value(map: &str, entries: u32) -> u32 {
         match map {
-            names::TARGETS => entries / 4,
+            names::TARGETS | names::TAGS => entries / 4,
             names::ELIGIBLE => entries / 8,
-            _ if is(map, names::PODS) => entries / 2,
+            _ if is(map, names::PODS) || is(map, names::BACKENDS) => entries / 2,
             _ => entries,
         }
     }

@@ -160,11 +160,11 @@ impl Found {
                 let frontend = frontend(ip6(key.address), key.port, key.protocol);
                 self.frontends.insert(frontend, value);
             }
-            Record::Backend4(id, abi::Backend { flags, revision, address }) => {
-                self.backend((id, Family::V4), revision, Endpoint { flags, address: ip4(address) });
+            Record::Backend4(id, abi::Backend { flags, revision, address, .. }) => {
+                self.backend((id / 2, Family::V4), revision, Endpoint { flags, address: ip4(address) });
             }
-            Record::Backend6(id, abi::Backend { flags, revision, address }) => {
-                self.backend((id, Family::V6), revision, Endpoint { flags, address: ip6(address) });
+            Record::Backend6(id, abi::Backend { flags, revision, address, .. }) => {
+                self.backend((id / 2, Family::V6), revision, Endpoint { flags, address: ip6(address) });
             }
             Record::Pod4(address, pod) => drop(self.pods.insert(ip4(address), pod.backend)),
             Record::Pod6(address, pod) => drop(self.pods.insert(ip6(address), pod.backend)),

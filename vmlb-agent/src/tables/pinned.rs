@@ -61,7 +61,7 @@ pub struct SnatInFlows {
 impl SnatInFlows {
     fn take<A>(&mut self, flow: &Flow<A>, peer: impl Into<IpAddr>) {
         // What the stack delivers keeps the client's address.
-        if flow.delivery != Delivery::STACK {
+        if flow.delivery != Delivery::KEPT {
             self.ports.insert(flow.peer_port);
             self.addresses.insert(peer.into());
         }

@@ -1,13 +1,15 @@
 //! Requests of flows that are known: find the flow, find where its backend is now, translate, send.
 
-use crate::abi::{ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Life, Reply, ReplyKey, Seen};
+use crate::abi::{
+    BackendFlags, ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Life, Reply, ReplyKey, Seen, Turn,
+};
 use crate::checksum::Delta;
 use crate::family::{Address, Family};
 use crate::kernel::{Kernel, Refused, Stage, Step, Tables};
 use crate::live::Live;
 use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{Protocol, TcpFlags, UdpHeader};
+use crate::wire::{Be16, Protocol, TcpFlags, TcpHeader, UdpHeader};
 
 use super::affinity;
 use super::end;
@@ -127,31 +129,47 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if !live.revive() {
         return Verdict::drop(Reason::FLOW_BUSY);
     }
-    let Some(backend) = kernel.backend(flow.backend) else {
+    let turned = match kernel.turn(flow.backend) {
+        Some(turn) => turn.turned(),
+        None => return orphaned(kernel, stage, key),
+    };
+    let Some(backend) = kernel.endpoint(Turn::place(flow.backend, turned.side())) else {
         return orphaned(kernel, stage, key);
     };
     let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
         return Verdict::PASS;
     };
     live.seen().refresh(validity.now);
-    if transport.flags.any(end::MARKS)
-        && end::note_request(kernel, stage, transport.flags, key) == end::Outcome::REMOVED
-    {
+    let mut flags = transport.flags;
+    if live.turn() != turned.count() {
+        live.set_turn(turned.count());
+        if flags.any(TcpFlags::FIN) {
+            let _withheld = withhold_fin::<F, P>(packet);
+            flags = flags.without(TcpFlags::FIN);
+        }
+    }
+    if transport.protocol == Protocol::TCP {
+        live.next().refresh(transport.sequence.wrapping_add(transport.consumed));
+        live.acknowledged().refresh(transport.acknowledgment);
+    }
+    if flags.any(end::MARKS) && end::note_request(kernel, stage, flags, key) == end::Outcome::REMOVED {
         return Verdict::CONTINUE;
     }
+    let is_here = backend.flags & BackendFlags::LOCAL != 0;
     let destination = End { address: &backend.address, port: flow.target_port };
     let addresses = Delta::from_folded(flow.address_sum).with(backend.address.sum());
     let source = End { address: &flow.peer, port: flow.peer_port };
-    let verdict = if flow.delivery == Delivery::STACK {
+    let verdict = if flow.delivery == Delivery::KEPT && !is_here {
+        Verdict::drop(Reason::NO_TUNNEL)
+    } else if flow.delivery == Delivery::KEPT {
         // The source's address stays; its port too, unless another frontend's flow has it.
         let verdict =
             translate::<F, P>(packet, transport.protocol, &source, &destination, addresses, Hops::Kept);
         if verdict.is_final() { verdict } else { Verdict::DELIVER }
-    } else if flow.delivery == Delivery::DEVICE && P::SENDING == Sending::Frames {
+    } else if is_here && P::SENDING == Sending::Frames {
         Verdict::defer(Reason::POD_DEVICE)
     } else if let Some(slot) = kernel.backend_hop(flow.backend) {
-        let wanted =
-            if flow.delivery == Delivery::REMOTE { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
+        let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
         let way = Way { protocol: transport.protocol, source, destination, addresses, wanted };
         hop::send(packet, kernel, &validity, slot, &way)
     } else {
@@ -168,6 +186,20 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         });
     }
     verdict
+}
+
+/// The first packet of a flow to where its VM has moved is not to be a FIN: KubeVirt's translation there would not know the
+/// connection and lose it (`nf_conntrack` takes no FIN for a beginning). The client sends the FIN again.
+#[inline(never)]
+fn withhold_fin<F: Family, P: Packet>(packet: &mut P) -> u32 {
+    let mut change = Delta::ZERO;
+    if let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() {
+        let old = frame.transport.offset_flags;
+        frame.transport.offset_flags = Be16::new(old.get() & !u16::from(TcpFlags::FIN.0));
+        change = change.word(old, frame.transport.offset_flags);
+    }
+    packet.fix_checksums::<F>(Protocol::TCP, Delta::ZERO, Delta::ZERO, change);
+    0
 }
 
 /// The backend is gone: UDP moves to another at once, TCP cannot and its client is told.

@@ -1,7 +1,7 @@
 //! ICMP errors that quote packets of our flows: both the packet and what it quotes are translated, so that each end learns
 //! of what it sent itself (RFC 5508 section 4.2 asks the same of a NAT).
 
-use crate::abi::{Delivery, DeviceFlags, FlowKey, Reply, ReplyKey};
+use crate::abi::{BackendFlags, Delivery, DeviceFlags, FlowKey, Pod, Reply, ReplyKey};
 use crate::checksum::Delta;
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Kernel, Stage, Step, Tables};
@@ -11,6 +11,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Ethernet, IcmpHeader, Protocol, TcpHeader, UdpHeader, Wire};
 
 use super::hop::{self, Validity, Way};
+use super::place::{is_at, present};
 use super::translate::{End, Hops};
 
 /// An ICMP error as far as it is looked at: it quotes an IP header and the first octets behind it.
@@ -90,7 +91,7 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
         },
     };
     let (id, delivery, peer) = (live.backend(), live.delivery(), live.peer());
-    let (Some(backend), Some(slot)) = (kernel.backend(id), kernel.backend_hop(id)) else {
+    let (Some(backend), Some(slot)) = (present::<F, K>(kernel, id), kernel.backend_hop(id)) else {
         return Verdict::drop(Reason::BACKEND_GONE).number();
     };
     kernel.trace(packet, Step::QUOTED, id);
@@ -100,15 +101,19 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
         source: End { address: &backend.address, port: live.target_port() },
         destination: End { address: &peer, port: live.peer_port() },
     };
-    if delivery == Delivery::STACK {
+    let is_here = backend.flags & BackendFlags::LOCAL != 0;
+    if delivery == Delivery::KEPT && is_here {
         return rewrite.deliver::<P>(packet, quoted.protocol).number();
     }
-    if delivery == Delivery::DEVICE && P::SENDING == Sending::Frames {
+    if delivery == Delivery::KEPT {
+        return Verdict::drop(Reason::NO_TUNNEL).number();
+    }
+    if is_here && P::SENDING == Sending::Frames {
         return Verdict::defer(Reason::POD_DEVICE).number();
     }
     // The pod's node need not believe that its sender is on this way.
     rewrite.from = Some(&peer);
-    let wanted = if delivery == Delivery::REMOTE { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
+    let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
     rewrite.send(packet, kernel, quoted.protocol, backend.revision, slot, wanted).number()
 }
 
@@ -116,7 +121,7 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
 #[inline(never)]
 pub(super) fn from_wire<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
     match Quoted::read::<F, P>(packet) {
-        Some(quoted) => about_request::<F, P, K>(packet, kernel, &quoted, Delivery::REMOTE).number(),
+        Some(quoted) => about_request::<F, P, K>(packet, kernel, &quoted).number(),
         None => Verdict::PASS.number(),
     }
 }
@@ -125,7 +130,7 @@ pub(super) fn from_wire<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
 #[inline(never)]
 pub(super) fn from_pod<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
     match Quoted::read::<F, P>(packet) {
-        Some(quoted) => about_request::<F, P, K>(packet, kernel, &quoted, Delivery::DEVICE).number(),
+        Some(quoted) => about_request::<F, P, K>(packet, kernel, &quoted).number(),
         None => Verdict::PASS.number(),
     }
 }
@@ -137,13 +142,16 @@ pub(super) fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     let Some(quoted) = Quoted::read::<F, P>(packet) else {
         return Verdict::PASS.number();
     };
-    let Some((live, backend)) = find::<F, P, K>(packet, kernel, &quoted) else {
+    let Some((live, pod)) = find::<F, P, K>(packet, kernel, &quoted) else {
         return Verdict::PASS.number();
     };
-    if live.delivery() != Delivery::STACK {
+    if live.delivery() != Delivery::KEPT {
         return Verdict::PASS.number();
     }
-    kernel.trace(packet, Step::QUOTED, backend);
+    if !is_at(kernel, pod.backend, pod.side) {
+        return Verdict::drop(Reason::NOT_PRESENT).number();
+    }
+    kernel.trace(packet, Step::QUOTED, pod.backend);
     let Some(error) = packet.view::<Quoting<F::Header, UdpHeader>>() else {
         return Verdict::PASS.number();
     };
@@ -164,15 +172,17 @@ fn about_request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     quoted: &Quoted,
-    delivery: Delivery,
 ) -> Verdict {
-    let Some((live, backend)) = find::<F, P, K>(packet, kernel, quoted) else {
+    let Some((live, pod)) = find::<F, P, K>(packet, kernel, quoted) else {
         return Verdict::PASS;
     };
-    if live.delivery() != delivery {
+    if live.delivery() != Delivery::SNAT {
         return Verdict::PASS;
     }
-    kernel.trace(packet, Step::QUOTED, backend);
+    if !is_at(kernel, pod.backend, pod.side) {
+        return Verdict::drop(Reason::NOT_PRESENT);
+    }
+    kernel.trace(packet, Step::QUOTED, pod.backend);
     let flow = live.flow();
     let rewrite = Rewrite::<F> {
         from: Some(&flow.frontend),
@@ -183,13 +193,13 @@ fn about_request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     rewrite.send(packet, kernel, quoted.protocol, 0, live.hop(), DeviceFlags::ANY)
 }
 
-/// The flow whose request is quoted, by its backend's side; and the backend.
+/// The flow whose request is quoted, by its backend's side; and whose the pod is.
 #[inline(always)]
 fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &'a K,
     quoted: &Quoted,
-) -> Option<(Live<'a, Reply<F::Address>>, u32)> {
+) -> Option<(Live<'a, Reply<F::Address>>, Pod)> {
     let error = packet.view::<Quoting<F::Header, UdpHeader>>()?;
     let pod = error.quoted.destination();
     let mut key = ReplyKey {
@@ -201,13 +211,13 @@ fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
         pad: 0,
         pad2: 0,
     };
-    let backend = kernel.pod(&pod)?.backend;
-    key.backend = backend;
+    let pod = kernel.pod(&pod)?;
+    key.backend = pod.backend;
     let live = match kernel.reply(Stage::Established, &key) {
         Some(live) => live,
         None => kernel.reply(Stage::Half, &key)?,
     };
-    Some((live, backend))
+    Some((live, pod))
 }
 
 /// What becomes of an error.

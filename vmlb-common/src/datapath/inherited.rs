@@ -6,6 +6,8 @@ use crate::kernel::{Kernel, Tables};
 use crate::packet::{Frame, Packet, Transport, wire_key};
 use crate::wire::UdpHeader;
 
+use super::place::present;
+
 /// Whether the packet belongs to such a connection. One look at the settings where nothing was inherited.
 #[inline(never)]
 pub(super) fn is_inherited<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> bool {
@@ -39,7 +41,7 @@ pub(super) fn holds_replies<F: Family, K: Kernel + Tables<F>>(
         Some(settings) if settings.inherited != 0 => {}
         _ => return false,
     }
-    let Some(backend) = kernel.backend(key.backend) else {
+    let Some(backend) = present::<F, K>(kernel, key.backend) else {
         return false;
     };
     let wire = WireKey {

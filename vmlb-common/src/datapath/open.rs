@@ -17,6 +17,7 @@ use super::affinity;
 use super::end;
 use super::hop::{NOWHERE, device_flags, leaves_by};
 use super::inherited::{holds_replies, is_inherited};
+use super::place::present;
 use super::snat::{self, Tuple};
 use super::translate::address_delta;
 
@@ -57,7 +58,7 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     let Some(target) = choose(kernel, &service, &client, hash) else {
         return without_backend(&service).number();
     };
-    let Some(backend) = kernel.backend(target.backend) else {
+    let Some(backend) = present::<F, K>(kernel, target.backend) else {
         return Verdict::punt(Reason::NO_BACKEND).number();
     };
     kernel.trace(packet, Step::CHOSEN, target.backend);
@@ -69,14 +70,14 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     flow.peer = reply.flow.client;
     flow.peer_port = transport.source_port;
     flow.target_port = target.port;
-    flow.delivery = Delivery::REMOTE;
+    flow.delivery = Delivery::SNAT;
     if backend.flags & BackendFlags::LOCAL != 0 {
         let verdict = here(packet, kernel, &service, flow, reply);
         if verdict.is_final() {
             return verdict.number();
         }
     }
-    if flow.delivery != Delivery::STACK {
+    if flow.delivery != Delivery::KEPT {
         let verdict = elsewhere(packet, kernel, backend, flow, reply);
         if verdict.is_final() {
             return verdict.number();
@@ -85,7 +86,7 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     reply.delivery = flow.delivery;
     flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
     reply.address_sum = flow.address_sum;
-    let keeps_port = flow.delivery == Delivery::STACK && keep_port(kernel, flow, reply);
+    let keeps_port = flow.delivery == Delivery::KEPT && keep_port(kernel, flow, reply);
     if !keeps_port && !snat::reserve_port(kernel, hash, flow, reply) {
         return Verdict::reject(Reason::SNAT_EXHAUSTED).number();
     }
@@ -119,7 +120,8 @@ fn is_open<F: Family, K: Kernel + Tables<F>>(kernel: &K, flags: TcpFlags, key: &
         Some(reply) => reply.flow() == *key,
         None => false,
     };
-    let moves = key.protocol == Protocol::UDP.number() && kernel.backend(reply_key.backend).is_none();
+    let moves =
+        key.protocol == Protocol::UDP.number() && present::<F, K>(kernel, reply_key.backend).is_none();
     let again = flags.is_opening() && Seen::is_closed(live.flags().get());
     if whole && !moves && !again {
         return true;
@@ -187,9 +189,8 @@ fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if ifindex & NOWHERE != 0 {
         return Verdict::punt(Reason::from_number(ifindex & !NOWHERE));
     }
-    flow.delivery = Delivery::DEVICE;
     if device_flags(kernel, ifindex) & DeviceFlags::UPLINK != 0 {
-        flow.delivery = Delivery::STACK;
+        flow.delivery = Delivery::KEPT;
     } else if service.flags & ServiceFlags::LOCAL != 0 {
         return Verdict::punt(Reason::SOURCE_NOT_KEPT);
     }
@@ -208,7 +209,7 @@ fn keep_port<F: Family, K: Kernel + Tables<F>>(
     tuple == Tuple::RESERVED || tuple == Tuple::OVER && snat::take_over(kernel, &key, reply)
 }
 
-/// With SNAT, towards another node or into a pod's device, as `flow.delivery` says.
+/// With SNAT, towards another node or into a pod's device.
 #[inline(always)]
 fn elsewhere<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
@@ -223,7 +224,7 @@ fn elsewhere<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if ifindex & NOWHERE != 0 {
         return Verdict::punt(Reason::from_number(ifindex & !NOWHERE));
     }
-    let remote = flow.delivery == Delivery::REMOTE;
+    let remote = backend.flags & BackendFlags::LOCAL == 0;
     let wanted = if remote { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
     if device_flags(kernel, ifindex) & wanted == 0 {
         return Verdict::punt(Reason::FOREIGN_DEVICE);

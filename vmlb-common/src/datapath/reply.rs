@@ -1,6 +1,6 @@
 //! Replies of backends: matched by the backend's identity, the frontend put back as their source.
 
-use crate::abi::{Delivery, DeviceFlags, FlowKey, Reply, ReplyKey, Seen, TargetKey};
+use crate::abi::{Delivery, DeviceFlags, FlowKey, Pod, Reply, ReplyKey, Seen, TargetKey};
 use crate::checksum::{Delta, Sum};
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Ends, Kernel, Stage, Step, Tables};
@@ -11,18 +11,19 @@ use crate::wire::{Protocol, TcpFlags, UdpHeader};
 
 use super::end;
 use super::hop::{self, Validity, Way};
+use super::place;
 use super::translate::{End, Hops, translate};
 
 /// From another node, to an address we SNATed from (way 5).
 #[inline(never)]
 pub(super) fn remote<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
-    reversed::<F, P, K>(packet, kernel, Delivery::REMOTE).number()
+    reversed::<F, P, K>(packet, kernel).number()
 }
 
 /// From a pod of this node, to an address we SNATed from.
 #[inline(never)]
 pub(super) fn through_device<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
-    reversed::<F, P, K>(packet, kernel, Delivery::DEVICE).number()
+    reversed::<F, P, K>(packet, kernel).number()
 }
 
 /// From a pod of this node, through the stack, on the way out to the client (way 3).
@@ -34,8 +35,12 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
     let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
         return Verdict::PASS.number();
     };
-    if found.live.delivery() != Delivery::STACK {
+    if found.live.delivery() != Delivery::KEPT {
         return Verdict::PASS.number();
+    }
+    let verdict = found.sighted(kernel, &transport);
+    if verdict.is_final() {
+        return verdict.number();
     }
     if !found.live.revive() {
         return Verdict::drop(Reason::FLOW_BUSY).number();
@@ -57,6 +62,8 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
 struct Found<'a, F: Family> {
     stage: Stage,
     backend: u32,
+    /// Which of the backend's endpoints it came from.
+    side: u32,
     /// The share of the pod's address in a checksum.
     pod: Sum,
     live: Live<'a, Reply<F::Address>>,
@@ -64,6 +71,12 @@ struct Found<'a, F: Family> {
 }
 
 impl<F: Family> Found<'_, F> {
+    /// Whether the VM is, or has just shown itself to be, where the reply comes from; a reset from elsewhere is dropped.
+    #[inline(always)]
+    fn sighted<K: Kernel>(&self, kernel: &K, transport: &Transport) -> Verdict {
+        Verdict::from_number(place::answered(kernel, self.backend, self.side, u32::from(transport.flags.0)))
+    }
+
     /// What the reverse translation changes in the sum of both addresses: the opposite of what a request undergoes.
     #[inline(always)]
     fn addresses(&self) -> Delta {
@@ -88,7 +101,7 @@ fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
         pad: 0,
         pad2: 0,
     };
-    let backend = kernel.pod(&address)?.backend;
+    let Pod { backend, side } = kernel.pod(&address)?;
     key.backend = backend;
     let pod = address.sum();
     // One copy for both tables: where two paths meet with an address in hand, LLVM takes it apart into octets.
@@ -103,24 +116,44 @@ fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
         return None;
     }
     kernel.trace(packet, Step::REPLY, backend);
-    Some(Found { stage, backend, pod, live, flow })
+    Some(Found { stage, backend, side, pod, live, flow })
+}
+
+/// To one of our SNAT ports, and of no flow: the answer to a probe, or somebody else's.
+#[inline(always)]
+fn unmatched<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    transport: &Transport,
+) -> Verdict {
+    match kernel.settings() {
+        Some(settings) if settings.probe_port == transport.destination_port => {}
+        _ => return Verdict::CONTINUE,
+    }
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::CONTINUE;
+    };
+    match kernel.pod(&frame.ip.source()) {
+        Some(pod) => place::probed(kernel, pod.backend, pod.side, transport),
+        None => Verdict::CONTINUE,
+    }
 }
 
 /// Both rewrites undone, and out to the client.
 #[inline(always)]
-fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(
-    packet: &mut P,
-    kernel: &K,
-    delivery: Delivery,
-) -> Verdict {
+fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED);
     };
     let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
-        return Verdict::CONTINUE;
+        return unmatched::<F, P, K>(packet, kernel, &transport);
     };
-    if found.live.delivery() != delivery {
+    if found.live.delivery() != Delivery::SNAT {
         return Verdict::PASS;
+    }
+    let verdict = found.sighted(kernel, &transport);
+    if verdict.is_final() {
+        return verdict;
     }
     if !found.live.revive() {
         return Verdict::drop(Reason::FLOW_BUSY);

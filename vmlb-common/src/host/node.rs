@@ -1,16 +1,22 @@
 //! The node: what exists once, whatever the family, and the knobs that a kernel does not offer.
 
 use core::any::Any;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, RefCell, UnsafeCell};
 use core::ffi::c_void;
+use core::ptr::NonNull;
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::vec::Vec;
 
-use crate::abi::{Bucket, Device, EligibleKey, Gate, Service, Settings, Target, TargetKey, Traffic, Tries};
+use crate::abi::{
+    Arrival, Bucket, Device, EligibleKey, Gate, Service, Settings, TagKey, Target, TargetKey, Traffic, Tries,
+    Turn,
+};
 use crate::family::{Address, Address4, Address6, Family, V4, V6};
 use crate::kernel::{Ends, Kernel, Query, Route, Search, Step};
+use crate::live::Live;
 use crate::packet::Packet;
 use crate::verdict::Reason;
 use crate::wire::Protocol;
@@ -88,6 +94,9 @@ pub struct Node {
     slots: BTreeMap<u32, Target>,
     targets: BTreeSet<TargetKey>,
     eligible: BTreeSet<EligibleKey>,
+    tags: BTreeMap<TagKey, Target>,
+    turns: RefCell<BTreeMap<u32, Rc<UnsafeCell<Turn>>>>,
+    arrivals: RefCell<Vec<Arrival>>,
     answers: Cell<Bucket>,
     tries: Cell<[u64; Tries::ENTRIES as usize]>,
     pub(super) v4: Side<Address4>,
@@ -121,6 +130,9 @@ impl Node {
             slots: BTreeMap::new(),
             targets: BTreeSet::new(),
             eligible: BTreeSet::new(),
+            tags: BTreeMap::new(),
+            turns: RefCell::default(),
+            arrivals: RefCell::default(),
             answers: Cell::default(),
             tries: Cell::default(),
             v4: Side::new(&capacities),
@@ -186,6 +198,36 @@ impl Node {
     /// Replaces the targets that services with session affinity may give new flows to.
     pub fn set_eligible(&mut self, to: impl IntoIterator<Item = EligibleKey>) {
         self.eligible = to.into_iter().collect();
+    }
+
+    /// Replaces what the tags of other nodes' tunnels mean.
+    pub fn set_tags(&mut self, to: impl IntoIterator<Item = (TagKey, Target)>) {
+        self.tags = to.into_iter().collect();
+    }
+
+    /// Writes which endpoint of a backend is the present one.
+    pub fn set_turn(&mut self, backend: u32, to: Turn) {
+        let place = self.turn_of(backend);
+        // SAFETY: no packet is under way while the node is borrowed exclusively.
+        unsafe { place.write(to) };
+    }
+
+    /// Which endpoint of a backend is the present one.
+    pub fn turn_now(&self, backend: u32) -> Turn {
+        // SAFETY: the cell lives as long as the node; the value is copied whole.
+        unsafe { self.turn_of(backend).read() }
+    }
+
+    fn turn_of(&self, backend: u32) -> NonNull<Turn> {
+        let mut turns = self.turns.borrow_mut();
+        let cell = turns.entry(backend).or_default();
+        // The address of a cell behind a shared reference, never null.
+        NonNull::new(cell.get()).expect("cells have addresses")
+    }
+
+    /// What the datapath has told of backends since the last call.
+    pub fn take_arrivals(&self) -> Vec<Arrival> {
+        self.arrivals.take()
     }
 
     /// Writes the bucket of answers.
@@ -297,6 +339,26 @@ impl Kernel for Node {
     fn is_eligible(&self, key: &EligibleKey) -> bool {
         self.looked_up();
         self.eligible.contains(key)
+    }
+
+    fn tagged(&self, key: &TagKey) -> Option<Target> {
+        self.looked_up();
+        self.tags.get(key).copied()
+    }
+
+    fn turn(&self, backend: u32) -> Option<Live<'_, Turn>> {
+        self.looked_up();
+        // SAFETY: the cell lives as long as the node.
+        (backend < self.capacities.backends).then(|| unsafe { Live::new(self.turn_of(backend)) })
+    }
+
+    fn tell(&self, arrival: &Arrival) {
+        self.arrivals.borrow_mut().push(*arrival);
+    }
+
+    fn clock(&self) -> u64 {
+        // As at 250 Hz.
+        u64::from(self.now.get()) * 4_000_000
     }
 
     fn spend(&self, take: impl FnOnce(&mut Bucket) -> bool) -> bool {

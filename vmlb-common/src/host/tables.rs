@@ -2,12 +2,12 @@
 
 use core::cell::{RefCell, UnsafeCell};
 use core::ptr::NonNull;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::abi::{
     Affinity, Backend, BackendFlags, ClientKey, Device, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
-    Pod, Reply, ReplyKey, WireKey,
+    Pod, Reply, ReplyKey, Turn, WireKey,
 };
 use crate::datapath::sweep;
 use crate::family::{Address, V4, V6};
@@ -23,7 +23,9 @@ use super::table::{Table, WhenFull};
 #[derive(Debug)]
 pub struct Side<A> {
     pub(super) frontends: BTreeMap<FrontendKey<A>, Frontend>,
+    /// By [`Turn::place`].
     pub(super) backends: BTreeMap<u32, Backend<A>>,
+    nodes: BTreeSet<A>,
     pub(super) pods: BTreeMap<A, Pod>,
     hops: RefCell<BTreeMap<u32, Rc<UnsafeCell<Hop>>>>,
     established: Pair<A>,
@@ -50,6 +52,7 @@ impl<A: Address + Ord> Side<A> {
         Self {
             frontends: BTreeMap::new(),
             backends: BTreeMap::new(),
+            nodes: BTreeSet::new(),
             pods: BTreeMap::new(),
             hops: RefCell::default(),
             established: Pair::new(capacities.flows, WhenFull::Refuse),
@@ -95,9 +98,20 @@ impl Node {
         replace(&mut F::side_mut(self).frontends, key, to);
     }
 
-    /// Writes or removes a backend.
+    /// Writes or removes a backend's first endpoint, which is the present one until the backend turns.
     pub fn set_backend<F: HostFamily>(&mut self, id: u32, to: Option<Backend<F::Address>>) {
-        replace(&mut F::side_mut(self).backends, id, to);
+        self.set_endpoint::<F>(id, 0, to);
+    }
+
+    /// Writes or removes one of a backend's endpoints.
+    pub fn set_endpoint<F: HostFamily>(&mut self, id: u32, side: u32, to: Option<Backend<F::Address>>) {
+        replace(&mut F::side_mut(self).backends, Turn::place(id, side), to);
+    }
+
+    /// Makes an address that of a node of the cluster, or not.
+    pub fn set_node<F: HostFamily>(&mut self, address: F::Address, is_one: bool) {
+        let nodes = &mut F::side_mut(self).nodes;
+        let _changed = if is_one { nodes.insert(address) } else { nodes.remove(&address) };
     }
 
     /// Writes or removes a pod's address.
@@ -242,9 +256,9 @@ impl<F: HostFamily> Tables<F> for Node {
         F::side(self).frontends.get(key).copied()
     }
 
-    fn backend(&self, id: u32) -> Option<&Backend<F::Address>> {
+    fn endpoint(&self, place: u32) -> Option<&Backend<F::Address>> {
         self.looked_up();
-        F::side(self).backends.get(&id).filter(|backend| backend.flags & BackendFlags::PRESENT != 0)
+        F::side(self).backends.get(&place).filter(|backend| backend.flags & BackendFlags::PRESENT != 0)
     }
 
     fn backend_hop(&self, id: u32) -> Option<Slot> {
@@ -256,6 +270,11 @@ impl<F: HostFamily> Tables<F> for Node {
     fn pod(&self, address: &F::Address) -> Option<Pod> {
         self.looked_up();
         F::side(self).pods.get(address).copied()
+    }
+
+    fn is_node(&self, address: &F::Address) -> bool {
+        self.looked_up();
+        F::side(self).nodes.contains(address)
     }
 
     fn flow(&self, stage: Stage, key: &FlowKey<F::Address>) -> Option<Live<'_, Flow<F::Address>>> {

@@ -1,0 +1,81 @@
+//! Where a backend is: which of its two endpoints is the present one, and the moment in which a VM that migrates shows itself
+//! at the other.
+
+use crate::abi::{Arrival, ArrivalSign, Backend, Turn};
+use crate::family::Family;
+use crate::kernel::{Kernel, Tables};
+use crate::packet::Transport;
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Protocol, TcpFlags};
+
+/// The present endpoint of a backend.
+#[inline(always)]
+pub(super) fn present<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    backend: u32,
+) -> Option<&Backend<F::Address>> {
+    let side = kernel.turn(backend)?.turned().side();
+    kernel.endpoint(Turn::place(backend, side))
+}
+
+/// Whether the VM is at this side; where it is not, what comes from there may be its launcher's.
+#[inline(always)]
+pub(super) fn is_at<K: Kernel>(kernel: &K, backend: u32, side: u32) -> bool {
+    match kernel.turn(backend) {
+        Some(turn) => turn.turned().side() == side,
+        None => true,
+    }
+}
+
+/// A packet of a flow has come from this side of its backend. The first one from where the VM is expected turns the backend;
+/// a reset from there, or from where the VM has been, is its launcher's, and is dropped.
+#[inline(never)]
+pub(super) fn answered<K: Kernel>(kernel: &K, backend: u32, side: u32, flags: u32) -> u32 {
+    let Some(turn) = kernel.turn(backend) else {
+        return Verdict::CONTINUE.number();
+    };
+    let turned = turn.turned();
+    if turned.side() == side {
+        if turned.is_expected() {
+            turn.set_replied(kernel.clock());
+        }
+        return Verdict::CONTINUE.number();
+    }
+    if TcpFlags(flags as u8).any(TcpFlags::RST) {
+        return Verdict::drop(Reason::NOT_PRESENT).number();
+    }
+    if turned.is_expected() {
+        arrive(kernel, backend, ArrivalSign::FLOW);
+    }
+    Verdict::CONTINUE.number()
+}
+
+/// What comes to the probes' port, from one of our pods: the agent asks where the VM is, and a SYN-ACK from where it is
+/// expected says it.
+#[inline(always)]
+pub(super) fn probed<K: Kernel>(kernel: &K, backend: u32, side: u32, transport: &Transport) -> Verdict {
+    let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
+    if let Some(turn) = kernel.turn(backend)
+        && turn.turned().is_expected()
+        && turn.turned().side() != side
+        && transport.protocol == Protocol::TCP
+        && transport.flags.0 & syn_ack.0 == syn_ack.0
+    {
+        arrive(kernel, backend, ArrivalSign::PROBE);
+    }
+    Verdict::drop(Reason::PROBE)
+}
+
+/// Turns a backend whose other side is expected. Of several CPUs at it one turns, and tells.
+#[inline(never)]
+fn arrive<K: Kernel>(kernel: &K, backend: u32, sign: u32) -> u32 {
+    let Some(turn) = kernel.turn(backend) else {
+        return 0;
+    };
+    let turned = turn.turned();
+    let word = turned.turned().0;
+    if turned.is_expected() && turn.word().swap(turned.0, word) {
+        kernel.tell(&Arrival { at: kernel.clock(), replied: turn.replied(), backend, word, sign, pad: 0 });
+    }
+    0
+}
