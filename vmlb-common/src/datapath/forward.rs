@@ -56,7 +56,8 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
     };
     kernel.trace(packet, Step::HALF_OPEN, flow.backend);
     let (mut stage, mut live) = (Stage::Half, live);
-    if proves(&transport, reply) && promote(packet, kernel, &key, &flow, &reply_key) != 0 {
+    if proves(&transport, reply) && promote(kernel, &key, &flow, &reply_key) != 0 {
+        kernel.trace(packet, Step::PROMOTED, flow.backend);
         affinity::keep(kernel, &ClientKey { service: flow.service, client: key.client });
         // The old entry is no more, and may be another flow's already.
         let Some(promoted) = kernel.flow(Stage::Established, &key) else {
@@ -84,8 +85,7 @@ fn proves<A: Address>(transport: &Transport, reply: Live<'_, Reply<A>>) -> bool 
 /// Moves both sides to the tables that nothing evicts. The new pair is whole before the old one goes, and a new flow
 /// checks both tables for its key, so that no moment leaves the tuple free.
 #[inline(never)]
-fn promote<F: Family, P: Packet, K: Kernel + Tables<F>>(
-    packet: &mut P,
+fn promote<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &FlowKey<F::Address>,
     flow: &Flow<F::Address>,
@@ -111,7 +111,6 @@ fn promote<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     kernel.remove_flow(Stage::Half, key);
     kernel.remove_reply(Stage::Half, reply_key);
-    kernel.trace(packet, Step::PROMOTED, flow.backend);
     1
 }
 
