@@ -166,6 +166,7 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::NODES,
         names::BACKENDS,
         names::HOPS,
+        names::TUNNEL_HOPS,
         names::INHERITED,
         names::RANGES,
         names::AFFINITY,

@@ -73,7 +73,7 @@ impl Way<'_> {
             () if is(names::FLOWS) || is(names::HALF_FLOWS) => self.hash::<FlowKey<A>, Flow<A>>(),
             () if is(names::REPLIES) || is(names::HALF_REPLIES) => self.hash::<ReplyKey<A>, Reply<A>>(),
             // A cache, filled by the first packet.
-            () if is(names::HOPS) => Ok(()),
+            () if is(names::HOPS) || is(names::TUNNEL_HOPS) => Ok(()),
             () => bail!("this vmlb does not know how"),
         }
     }
