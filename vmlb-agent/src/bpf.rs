@@ -57,6 +57,8 @@ plain!(
     abi::Affinity,
     abi::Bucket,
     abi::Pod,
+    abi::TagKey,
+    abi::Turn,
     abi::Hop,
     abi::Traffic,
     abi::ServiceName,
