@@ -270,7 +270,10 @@ fn numbers(bench: &impl Bench, client: SocketAddr) -> Vec<(u32, u32)> {
     let v6 = v6.map(|(key, flow)| {
         (SocketAddr::new(V6::to_ip(&key.client), key.client_port), flow.next, flow.acknowledged)
     });
-    v4.chain(v6).filter(|found| found.0 == client).map(|(_, next, acknowledged)| (next, acknowledged)).collect()
+    v4.chain(v6)
+        .filter(|found| found.0 == client)
+        .map(|(_, next, acknowledged)| (next, acknowledged))
+        .collect()
 }
 
 /// All stories, as told in one family.

@@ -212,7 +212,8 @@ impl Net {
 
     /// Networks, prefix lengths, gateways and devices.
     pub fn routes(self) -> Vec<(IpAddr, u32, Option<IpAddr>, u32)> {
-        let [router, node2, fourth, fifth, pod1, pod2, pod3, other] = self.routers().map(|(_, address, _)| address);
+        let [router, node2, fourth, fifth, pod1, pod2, pod3, other] =
+            self.routers().map(|(_, address, _)| address);
         let (subnet, host) = match self.0 {
             Family::V4 => (24, 32),
             Family::V6 => (64, 128),
@@ -514,7 +515,8 @@ impl<A: vmlb_common::family::Address + Ord> Addressed<A> {
             }
         }
         let any = F::Address::default();
-        let ports = self.frontends.iter().map(|(key, frontend)| (FrontendKey { address: any, ..*key }, *frontend));
+        let ports =
+            self.frontends.iter().map(|(key, frontend)| (FrontendKey { address: any, ..*key }, *frontend));
         self.frontends.extend(ports.collect::<Vec<_>>());
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use vmlb_common::abi::{
-    Affinity, ClientKey, Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, Target, Turn,
-    TunnelShape, Turned, WireKey,
+    Affinity, ClientKey, Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, Target,
+    TunnelShape, Turn, Turned, WireKey,
 };
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Address;
@@ -415,13 +415,7 @@ fn inherit<F: HostFamily>(flows: &mut Flows<F::Address>, frame: &Frame, now: u32
 }
 
 /// A packet, mostly of one of the flows, and the device it crosses.
-fn packet(
-    known: &[(Ends, u32)],
-    world: &World,
-    net: Net,
-    hook: Hook,
-    random: &mut Random,
-) -> (Frame, u32) {
+fn packet(known: &[(Ends, u32)], world: &World, net: Net, hook: Hook, random: &mut Random) -> (Frame, u32) {
     let uplink = random.pick(&[ETH0, ETH0, ETH0, ETH1, ETH2]);
     let device = if hook == Hook::Pod { random.pick(&[POD1, POD1, OTHER0]) } else { uplink };
     let fresh = (ends(world, net, random), random.word());
@@ -448,10 +442,13 @@ fn packet(
     let frame = if random.once_in(12) { frame.without_sum() } else { frame };
     let frame = if random.once_in(4) { frame.cuttable() } else { frame };
     let frame = if random.once_in(8) { about(frame, net, random) } else { frame };
-    (match wrapping {
-        Some(wrapping) => frame.wrapped(wrapping),
-        None => frame,
-    }, device)
+    (
+        match wrapping {
+            Some(wrapping) => frame.wrapped(wrapping),
+            None => frame,
+        },
+        device,
+    )
 }
 
 /// One of the backend's pods.

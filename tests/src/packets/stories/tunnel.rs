@@ -100,7 +100,11 @@ fn addressed_here(net: Net, shape: Shape) -> Story {
     story.wire("data", request.clone(), ends.carried(&request, PROVED));
     story.tracked(client, 1024, 5001);
     let answer = tcp(frontend, client).at(5001).ack(1024).data(&[0x5a; 1301]);
-    story.wire("data from the VM", answer.clone().wrapped(ends.from(0)), Sent(answer.clone().ttl(63), ROUTER));
+    story.wire(
+        "data from the VM",
+        answer.clone().wrapped(ends.from(0)),
+        Sent(answer.clone().ttl(63), ROUTER),
+    );
     let last = request.clone().ttl(1);
     story.wire("no hops left", last, Dropped(Reason::TTL_EXPIRED));
     story.wire("nor on the way back", answer.ttl(1).wrapped(ends.from(0)), DroppedBare(Reason::TTL_EXPIRED));
@@ -141,7 +145,11 @@ fn backend_here(net: Net, shape: Shape) -> Story {
     story.flows(1, 0);
     let syn_ack = tcp(pod, client).syn(5000).ack(1001);
     let answered = between(frontend, client, &syn_ack);
-    story.egress("SYN-ACK: by the node that the client addressed", syn_ack.clone(), ends.back(answered.clone()));
+    story.egress(
+        "SYN-ACK: by the node that the client addressed",
+        syn_ack.clone(),
+        ends.back(answered.clone()),
+    );
     story.wire("SYN again: the answer was lost", syn.clone().wrapped(open), {
         Delivered(between(client, pod, &syn))
     });
@@ -173,7 +181,11 @@ fn datagrams_to_a_backend_here(net: Net, shape: Shape) -> Story {
     story.egress("another answer", answer.clone(), ends.back(between(frontend, client, &answer)));
     story.wire("the other node knows", ask.clone().wrapped(proved), there());
     story.flows(0, 1);
-    story.egress("this one goes to the client", answer.clone(), Delivered(between(frontend, client, &answer)));
+    story.egress(
+        "this one goes to the client",
+        answer.clone(),
+        Delivered(between(frontend, client, &answer)),
+    );
     story
 }
 
@@ -259,7 +271,11 @@ fn not_ours(net: Net, shape: Shape) -> Story {
     let syn = tcp(client, frontend).syn(1);
     story.wire("from no node of the cluster", syn.clone().wrapped(forged), Dropped(Reason::TUNNEL_SOURCE));
     let reply = tcp(frontend, client).at(1).ack(1);
-    story.wire("nor is a reply", reply.wrapped(Wrapping { mark: 0, ..forged }), Dropped(Reason::TUNNEL_SOURCE));
+    story.wire(
+        "nor is a reply",
+        reply.wrapped(Wrapping { mark: 0, ..forged }),
+        Dropped(Reason::TUNNEL_SOURCE),
+    );
     story.wire("between pods", tcp(net.pod(2), net.pod(1)).syn(1).wrapped(open), Passed);
     story.wire("between pods, by a stranger", udp(net.pod(2), net.pod(1)).wrapped(forged), Passed);
     story.wire("to a node's own port", tcp(net.pod(2), net.node(22)).syn(1).wrapped(open), Passed);
@@ -301,8 +317,7 @@ fn deferred(net: Net, shape: Shape) -> Story {
     let out = syn.clone().ttl(63).wrapped(wrapping);
     story.wire("a node whose MAC address is not known", syn, SentByTc(Reason::NEIGHBOUR, out, ETH0));
     let syn = tcp(client, net.vip(30004)).syn(1);
-    let wrapping =
-        Wrapping { from: net.node_on_eth1(0).ip(), to: net.node_of(4), ..ends.to(mark_of(4)) };
+    let wrapping = Wrapping { from: net.node_on_eth1(0).ip(), to: net.node_of(4), ..ends.to(mark_of(4)) };
     let out = syn.clone().ttl(63).wrapped(wrapping);
     story.wire("a device that XDP cannot send through", syn, SentByTc(Reason::NO_TRANSMIT, out, ETH1));
     story.flows(2, 0);
@@ -406,7 +421,11 @@ fn no_circles(net: Net, shape: Shape) -> Story {
     let error = icmp(router, frontend, Says::TooLong, &tcp(frontend, client).at(1).ack(1), 8);
     story.wire("nor are errors sent on", error.wrapped(proved), DroppedBare(Reason::TUNNEL_FRONTEND));
     story.change("the old pod is gone", |world| world.forget_other(1));
-    story.wire("such packets go nowhere", request.clone().wrapped(proved), DroppedBare(Reason::TUNNEL_TARGET));
+    story.wire(
+        "such packets go nowhere",
+        request.clone().wrapped(proved),
+        DroppedBare(Reason::TUNNEL_TARGET),
+    );
     let syn = tcp(client, net.node(30001)).syn(1).wrapped(ends.from(mark_of(1)));
     story.wire("nor do new flows", syn, DroppedBare(Reason::TUNNEL_TARGET));
     story
@@ -473,4 +492,3 @@ fn tunnel_port(net: Net) -> Story {
     story.wire("SNAT does not keep it", ask.clone(), Sent(between(us, net.pod(2), &ask).ttl(63), NODE2));
     story
 }
-
