@@ -1,5 +1,5 @@
-//! `bpf(2)` where aya does not reach: batches over maps, entries of ABI types (aya's trait for them would need a wrapper
-//! for each), and what a pinned link is attached to. The only place of the agent that needs `unsafe`.
+//! `bpf(2)` where aya does not reach: batches over maps, arrays as memory, entries of ABI types (aya's trait for them would
+//! need a wrapper for each), and what a pinned link is attached to. The only place of the agent that needs `unsafe`.
 
 use std::ffi::CString;
 use std::io;
@@ -12,7 +12,11 @@ use vmlb_common::abi;
 use vmlb_common::family::{Address, Address4, Address6};
 
 mod map;
+mod memory;
 pub use map::PinnedMap;
+
+/// `BPF_F_MMAPABLE`: the array can be mapped into the process.
+pub const MAPPABLE: u32 = 1 << 10;
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
