@@ -150,7 +150,7 @@ impl Desired {
     pub fn refresh_backend(&mut self, index: &Index, here: &Here, identity: &Identity) {
         let services = self.listings.get(identity).into_iter().flat_map(Few::keys);
         let of_service = |name| self.views.get(name)?.listings.get(identity);
-        let listings: Vec<&Listing> = services.filter_map(of_service).flatten().collect();
+        let listings: Vec<&Listing> = services.filter_map(of_service).flat_map(Few::keys).collect();
         // A backend that no slice lists any more drains for as long as its pod lives.
         let is_held = !listings.is_empty() || self.held.contains(identity);
         let new = if is_held { backend::view(index, here, identity, &listings) } else { None };
@@ -215,7 +215,7 @@ impl Desired {
             let Some(view) = self.views.get(&service) else { continue };
             for port in &view.ports {
                 self.dirty.tables.extend(port.tables().map(|(key, _)| key));
-                let of_backend = port.targets.iter().filter(|(backend, _)| backend == identity);
+                let of_backend = port.targets.keys().filter(|(backend, _)| backend == identity);
                 let key = |(backend, number): &(Identity, u16)| (backend.clone(), *number, port.key.protocol);
                 self.dirty.targets.extend(of_backend.map(key));
             }
@@ -306,7 +306,7 @@ impl Desired {
         let mut differences: HashMap<TargetName, i64> = HashMap::new();
         for (view, by) in [(old, -1), (new, 1)] {
             for port in &view.ports {
-                for (backend, number) in &port.targets {
+                for (backend, number) in port.targets.keys() {
                     *differences.entry((backend.clone(), *number, port.key.protocol)).or_insert(0) += by;
                 }
             }
@@ -334,11 +334,11 @@ impl Desired {
         old: Option<&ServiceView>,
         new: Option<&ServiceView>,
     ) -> Vec<Identity> {
-        let none = BTreeMap::new();
+        let none = Few::default();
         let old = old.map_or(&none, |view| &view.listings);
         let new = new.map_or(&none, |view| &view.listings);
         let mut stale = Vec::new();
-        for identity in old.keys().chain(new.keys().filter(|identity| !old.contains_key(*identity))) {
+        for identity in old.keys().chain(new.keys().filter(|identity| old.get(identity).is_none())) {
             if old.get(identity) == new.get(identity) {
                 continue;
             }

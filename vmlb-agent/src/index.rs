@@ -59,6 +59,8 @@ pub struct Index {
     pods_by_address: HashMap<IpAddr, BTreeSet<Name>>,
     references: HashMap<Reference, Few<Name, usize>>,
     nodes: HashMap<Name, Node>,
+    /// Names of nodes, which thousands of endpoints share.
+    node_names: HashSet<Arc<str>>,
     relisted: HashMap<Kind, HashSet<Name>>,
     touched: Touched,
 }
@@ -72,8 +74,9 @@ impl Index {
                 self.keep(Kind::Service, &service.name);
                 self.set_service(service.name.clone(), Some(service))
             }
-            Entry::Slice(slice) => {
+            Entry::Slice(mut slice) => {
                 self.keep(Kind::EndpointSlice, &slice.name);
+                self.share_node_names(&mut slice);
                 self.set_slice(&slice.name.clone(), Some(slice))
             }
             Entry::Pod(pod) => {
@@ -124,6 +127,7 @@ impl Index {
         for object in &gone {
             self.delete(object);
         }
+        self.node_names.retain(|name| Arc::strong_count(name) > 1);
         gone
     }
 
@@ -238,6 +242,15 @@ impl Index {
             self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), slice);
         }
         is_changed
+    }
+
+    fn share_node_names(&mut self, slice: &mut Slice) {
+        for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+            match self.node_names.get(name) {
+                Some(known) => *name = known.clone(),
+                None => drop(self.node_names.insert(name.clone())),
+            }
+        }
     }
 
     fn reference(&mut self, slice: &Slice) {

@@ -1,8 +1,9 @@
 //! The node's network as the agent drives it: programs on uplinks and on pods' devices, next hops kept fresh, and the facts
 //! that the control plane works from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use aya::Ebpf;
@@ -41,7 +42,8 @@ pub struct Network {
     uplinks: BTreeMap<u32, Attached>,
     without_metadata: WithoutMetadata,
     pods: PodSides,
-    routes: BTreeMap<IpAddr, Option<Route>>,
+    /// To backends. Those of one node share a route, and most nodes are the others.
+    routes: HashMap<IpAddr, Option<Arc<Route>>>,
     default_routes: Option<Vec<Route>>,
     backends: Places,
     started: bool,
@@ -71,7 +73,7 @@ impl Network {
             uplinks: BTreeMap::new(),
             without_metadata: WithoutMetadata::default(),
             pods: PodSides::default(),
-            routes: BTreeMap::new(),
+            routes: HashMap::new(),
             default_routes: None,
             backends: BTreeSet::new(),
             started: false,
@@ -208,12 +210,17 @@ impl Network {
                 .next()
                 .is_some_and(|(found, _)| found == address)
         });
+        let mut known: HashSet<Arc<Route>> = self.routes.values().flatten().cloned().collect();
         for (address, _) in &self.backends {
             if self.routes.contains_key(address) {
                 continue;
             }
             match self.netlink.route(*address).await {
-                Ok(route) => drop(self.routes.insert(*address, route)),
+                Ok(route) => {
+                    let route = route.map(|route| known.get(&route).cloned().unwrap_or_else(|| route.into()));
+                    known.extend(route.clone());
+                    self.routes.insert(*address, route);
+                }
                 Err(error) => tracing::warn!("{error:#}"),
             }
         }
