@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use vmlb_common::abi;
 use vmlb_common::family::{Address, Address4, Address6};
@@ -326,6 +327,17 @@ fn update_batch<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &[K], values: &[V
             Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) => Ok(None),
             _ => Err(error),
         },
+    }
+}
+
+/// Waits until every program that runs now has ended: what they have read of a map is used no more.
+pub fn wait_for_programs() {
+    // MEMBARRIER_CMD_GLOBAL. A program is a reader by RCU, and this waits for a grace period.
+    // SAFETY: membarrier(2) takes no pointers.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, 1, 0, 0) };
+    if done != 0 {
+        // Not there with nohz_full. A program runs for microseconds; a virtual CPU may be held up in the middle.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
