@@ -111,13 +111,14 @@ pub struct Dirty {
 /// What all objects together call for.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
-    views: BTreeMap<Name, ServiceView>,
+    views: BTreeMap<Name, Box<ServiceView>>,
     claims: HashMap<Frontend, Few<Claim>>,
     /// Services whose slices list a backend.
     listings: HashMap<Identity, Few<Name>>,
-    backends: HashMap<Identity, BackendView>,
+    backends: HashMap<Identity, Box<BackendView>>,
     addresses: HashMap<IpAddr, Few<AddressClaim>>,
     targets: HashMap<TargetName, u32>,
+    /// Those that are not there but may be draining.
     held: HashSet<Identity>,
     health_changes: BTreeMap<Name, Option<HealthCheck>>,
     /// What has changed since it was last emptied.
@@ -128,7 +129,7 @@ impl Desired {
     /// Computes a Service anew.
     pub fn refresh_service(&mut self, index: &Index, here: &Here, name: &Name) {
         let new = service::view(index, here, name);
-        let old = self.views.remove(name);
+        let old = self.views.remove(name).map(|view| *view);
         let none = ServiceView::default();
         self.shift_claims(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
         self.shift_targets(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
@@ -139,7 +140,7 @@ impl Desired {
         }
         let stale = self.shift_listings(name, old.as_ref(), new.as_ref());
         if let Some(new) = new {
-            self.views.insert(name.clone(), new);
+            self.views.insert(name.clone(), Box::new(new));
         }
         for identity in stale {
             self.refresh_backend(index, here, &identity);
@@ -152,9 +153,11 @@ impl Desired {
         let of_service = |name| self.views.get(name)?.listings.get(identity);
         let listings: Vec<&Listing> = services.filter_map(of_service).flat_map(Few::keys).collect();
         // A backend that no slice lists any more drains for as long as its pod lives.
-        let is_held = !listings.is_empty() || self.held.contains(identity);
-        let new = if is_held { backend::view(index, here, identity, &listings) } else { None };
+        let is_held =
+            !listings.is_empty() || self.backends.contains_key(identity) || self.held.contains(identity);
+        let new = if is_held { backend::view(index, here, identity, &listings).map(Box::new) } else { None };
         let old = self.backends.remove(identity);
+        self.held.remove(identity);
         if old == new {
             if let Some(new) = new {
                 self.backends.insert(identity.clone(), new);
@@ -162,7 +165,7 @@ impl Desired {
             return;
         }
         self.dirty.backends.insert(identity.clone());
-        for (address, claim) in old.iter().flat_map(|view| &view.claims) {
+        for (address, claim) in old.iter().flat_map(|view| view.claims.iter()) {
             if let Some(claims) = self.addresses.get_mut(address) {
                 claims.remove(claim);
                 if claims.is_empty() {
@@ -171,18 +174,12 @@ impl Desired {
             }
             self.dirty.addresses.insert(*address);
         }
-        for (address, claim) in new.iter().flat_map(|view| &view.claims) {
+        for (address, claim) in new.iter().flat_map(|view| view.claims.iter()) {
             self.addresses.entry(*address).or_default().insert(claim.clone(), ());
             self.dirty.addresses.insert(*address);
         }
-        match new {
-            Some(new) => {
-                self.held.insert(identity.clone());
-                self.backends.insert(identity.clone(), new);
-            }
-            None => {
-                self.held.remove(identity);
-            }
+        if let Some(new) = new {
+            self.backends.insert(identity.clone(), new);
         }
     }
 
@@ -221,7 +218,7 @@ impl Desired {
             }
         }
         if let Some(view) = self.backends.get(identity) {
-            self.dirty.addresses.extend(view.claims.iter().map(|(address, _)| *address));
+            self.dirty.addresses.extend(view.claims.keys().copied());
         }
     }
 
@@ -235,13 +232,13 @@ impl Desired {
 
     /// Every Service that is of interest, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = (&Name, &ServiceView)> {
-        self.views.iter()
+        self.views.iter().map(|(name, view)| (name, &**view))
     }
 
     /// A Service.
     #[must_use]
     pub fn service(&self, name: &Name) -> Option<&ServiceView> {
-        self.views.get(name)
+        self.views.get(name).map(|view| &**view)
     }
 
     /// A port.
@@ -265,12 +262,12 @@ impl Desired {
     /// A backend.
     #[must_use]
     pub fn backend(&self, identity: &Identity) -> Option<&BackendView> {
-        self.backends.get(identity)
+        self.backends.get(identity).map(|view| &**view)
     }
 
     /// All backends, in no order.
     pub fn backends(&self) -> impl Iterator<Item = (&Identity, &BackendView)> {
-        self.backends.iter()
+        self.backends.iter().map(|(identity, view)| (identity, &**view))
     }
 
     /// The claims on a pod address, the winner first.

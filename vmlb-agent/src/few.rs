@@ -44,6 +44,11 @@ impl<K, V> Few<K, V> {
         self.entries().len()
     }
 
+    /// The entries, in the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.entries().iter().map(|(key, value)| (key, value))
+    }
+
     /// The keys, in order.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.entries().iter().map(|(key, _)| key)

@@ -51,8 +51,8 @@ enum Reference {
 /// Everything that is known.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    services: HashMap<Name, Service>,
-    slices: HashMap<Name, Few<Name, Slice>>,
+    services: HashMap<Name, Box<Service>>,
+    slices: HashMap<Name, Few<Name, Box<Slice>>>,
     slice_owners: HashMap<Name, Name>,
     pods: HashMap<Name, Pod>,
     pods_by_identity: HashMap<Identity, BTreeSet<Name>>,
@@ -145,7 +145,7 @@ impl Index {
     /// A Service.
     #[must_use]
     pub fn service(&self, name: &Name) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// The names of all Services.
@@ -155,7 +155,7 @@ impl Index {
 
     /// A Service's slices, sorted by name.
     pub fn slices(&self, service: &Name) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(Few::values)
+        self.slices.get(service).into_iter().flat_map(Few::values).map(|slice| &**slice)
     }
 
     /// A Node.
@@ -205,12 +205,12 @@ impl Index {
     }
 
     fn set_service(&mut self, name: Name, service: Option<Service>) -> bool {
-        if self.services.get(&name) == service.as_ref() {
+        if self.service(&name) == service.as_ref() {
             return false;
         }
         self.touched.services.insert(name.clone());
         match service {
-            Some(service) => self.services.insert(name, service),
+            Some(service) => self.services.insert(name, Box::new(service)),
             None => self.services.remove(&name),
         };
         true
@@ -226,7 +226,7 @@ impl Index {
             }
             old
         });
-        let is_changed = old != slice;
+        let is_changed = old.as_deref() != slice.as_ref();
         if is_changed {
             self.touched.services.extend(old_owner);
             self.touched.services.extend(slice.as_ref().map(|slice| slice.service.clone()));
@@ -239,7 +239,7 @@ impl Index {
         }
         if let Some(slice) = slice {
             self.slice_owners.insert(name.clone(), slice.service.clone());
-            self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), slice);
+            self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), Box::new(slice));
         }
         is_changed
     }

@@ -356,7 +356,7 @@ impl Sync {
         });
         views.flat_map(|view| {
             let place = if view.is_local { Whereabouts::Here } else { Whereabouts::Elsewhere };
-            view.addresses.iter().map(move |address| (*address, place))
+            view.addresses.keys().map(move |address| (*address, place))
         })
     }
 

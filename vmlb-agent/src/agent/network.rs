@@ -45,7 +45,7 @@ pub struct Network {
     /// To backends. Those of one node share a route, and most nodes are the others.
     routes: HashMap<IpAddr, Option<Arc<Route>>>,
     default_routes: Option<Vec<Route>>,
-    backends: Places,
+    backends: Arc<Places>,
     started: bool,
     missing: BTreeSet<String>,
     told_of_none: bool,
@@ -75,7 +75,7 @@ impl Network {
             pods: PodSides::default(),
             routes: HashMap::new(),
             default_routes: None,
-            backends: BTreeSet::new(),
+            backends: Arc::default(),
             started: false,
             missing: BTreeSet::new(),
             told_of_none: false,
@@ -151,7 +151,7 @@ impl Network {
     /// Whether the backends are others than those of the last [`Network::refresh`].
     #[must_use]
     pub fn wants(&self, backends: &Places) -> bool {
-        *backends != self.backends
+        *backends != *self.backends
     }
 
     /// Puts programs on every device that needs them, looks after next hops, and says what there is. Devices that need
@@ -162,7 +162,7 @@ impl Network {
     pub async fn refresh(
         &mut self,
         ebpf: &mut Ebpf,
-        backends: Places,
+        backends: Arc<Places>,
         internal: &[IpAddr],
         snat: &mut Snat,
     ) -> anyhow::Result<NodeFacts> {
@@ -192,7 +192,7 @@ impl Network {
     }
 
     /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.
-    pub async fn look_up(&mut self, backends: Places) {
+    pub async fn look_up(&mut self, backends: Arc<Places>) {
         self.backends = backends;
         self.look_up_routes().await;
     }
@@ -211,7 +211,7 @@ impl Network {
                 .is_some_and(|(found, _)| found == address)
         });
         let mut known: HashSet<Arc<Route>> = self.routes.values().flatten().cloned().collect();
-        for (address, _) in &self.backends {
+        for (address, _) in self.backends.iter() {
             if self.routes.contains_key(address) {
                 continue;
             }
@@ -299,7 +299,7 @@ impl Network {
         let gateways =
             self.default_routes.iter().flatten().filter(on_uplink).filter(|route| route.by_gateway);
         let mut hops: BTreeSet<NextHop> = gateways.map(hop).collect();
-        for (address, place) in &self.backends {
+        for (address, place) in self.backends.iter() {
             let Some(Some(route)) = self.routes.get(address) else { continue };
             if self.uplinks.contains_key(&route.ifindex) {
                 if *place == Whereabouts::Elsewhere {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Here;
 use super::service::Listing;
+use crate::few::Few;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::index::pod::Pod;
@@ -26,9 +27,9 @@ pub struct BackendView {
     /// How much of the new flows it gets beside others.
     pub weight: u32,
     /// Its present address of each family.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Few<IpAddr>,
     /// Every address it may answer from, those of a migration's other side included.
-    pub claims: Vec<(IpAddr, AddressClaim)>,
+    pub claims: Few<IpAddr, AddressClaim>,
 }
 
 /// A backend's claim on an address; the least wins, which is that of the newest pod.
@@ -75,7 +76,7 @@ pub fn view(index: &Index, here: &Here, identity: &Identity, listings: &[&Listin
         weight: index.weight(identity),
         node,
         claims: claims(here, identity, &pods, listings),
-        addresses,
+        addresses: addresses.into_iter().collect(),
     })
 }
 
@@ -101,7 +102,6 @@ fn addresses(pod: Option<&Pod>, listings: &[&Listing]) -> Vec<IpAddr> {
         let others: Vec<&Listing> = listings.to_vec();
         return addresses(None, &others);
     }
-    found.shrink_to_fit();
     found
 }
 
@@ -110,15 +110,13 @@ fn claims(
     identity: &Identity,
     pods: &[&Pod],
     listings: &[&Listing],
-) -> Vec<(IpAddr, AddressClaim)> {
-    let mut claims: Vec<(IpAddr, AddressClaim)> = Vec::new();
+) -> Few<IpAddr, AddressClaim> {
+    let mut claims = Few::default();
     let mut add = |address: IpAddr, created: Option<i64>, node: Option<&str>| {
-        if claims.iter().all(|(known, _)| *known != address) {
+        if claims.get(&address).is_none() {
             let is_local = node == Some(&*here.node);
-            claims.push((
-                address,
-                AddressClaim { created: Reverse(created), identity: identity.clone(), is_local },
-            ));
+            let claim = AddressClaim { created: Reverse(created), identity: identity.clone(), is_local };
+            claims.insert(address, claim);
         }
     };
     for pod in pods.iter().rev() {
@@ -130,6 +128,5 @@ fn claims(
         let pod = pods.iter().find(|pod| listing.pod.as_ref() == Some(&pod.name));
         add(listing.address, pod.map(|pod| pod.created), listing.node.as_deref());
     }
-    claims.shrink_to_fit();
     claims
 }

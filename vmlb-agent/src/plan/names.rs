@@ -64,6 +64,7 @@ pub(super) fn text(octets: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::few::Few;
 
     #[test]
     fn a_name_that_is_too_long_is_cut_at_a_character_and_ends_with_a_zero() {
@@ -88,8 +89,8 @@ mod tests {
             is_vm: true,
             node: None,
             is_local: false,
-            addresses: Vec::new(),
-            claims: Vec::new(),
+            addresses: Few::default(),
+            claims: Few::default(),
             weight: 100,
         };
         assert_eq!(identity_of(&backend_name(&identity, &view)), identity);

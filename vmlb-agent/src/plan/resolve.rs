@@ -119,7 +119,7 @@ impl Installation {
     fn want_endpoints(&mut self, id: u32, view: &BackendView) {
         let flags = BackendFlags::PRESENT | if view.is_local { BackendFlags::LOCAL } else { 0 };
         for family in [Family::V4, Family::V6] {
-            let address = view.addresses.iter().copied().find(|address| Family::of(*address) == family);
+            let address = view.addresses.keys().copied().find(|address| Family::of(*address) == family);
             self.backends.want((id, family), address.map(|address| Endpoint { flags, address }));
         }
     }

@@ -151,7 +151,7 @@ pub(super) fn backend(id: u32, identity: &Identity, view: &BackendView) -> Backe
         vm: view.is_vm,
         node: view.node.as_deref().unwrap_or_default().to_owned(),
         local: view.is_local,
-        addresses: view.addresses.clone(),
-        pod_addresses: view.claims.iter().map(|(address, _)| *address).collect(),
+        addresses: view.addresses.keys().copied().collect(),
+        pod_addresses: view.claims.keys().copied().collect(),
     }
 }
