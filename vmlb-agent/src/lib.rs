@@ -23,6 +23,7 @@ pub mod neighbours;
 pub mod object;
 pub mod pins;
 pub mod plan;
+pub mod raw;
 pub mod serving;
 pub mod settings;
 pub mod state;
