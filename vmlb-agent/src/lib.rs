@@ -19,6 +19,7 @@ pub mod loader;
 pub mod logging;
 pub mod maglev;
 pub mod metrics;
+pub mod migration;
 pub mod neighbours;
 pub mod object;
 pub mod pins;
