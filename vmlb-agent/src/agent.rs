@@ -189,8 +189,8 @@ impl Agent {
 
     async fn take_events(&mut self, batch: Vec<Event>) {
         self.publisher.queue(batch.len());
-        let before = self.internal.clone();
         self.sync.tick(Moment::now());
+        let before = self.internal.clone();
         for event in batch {
             self.observe(&event);
             self.sync.apply(event);
@@ -257,7 +257,6 @@ impl Agent {
     }
 
     async fn synchronise(&mut self) {
-        self.sync.tick(Moment::now());
         let report = self.bring_up();
         for warning in &report.warnings {
             tracing::warn!("{warning}");
@@ -284,6 +283,7 @@ impl Agent {
     fn bring_up(&mut self) -> Report {
         let had_work = self.sync.is_dirty();
         let begun = Instant::now();
+        self.sync.tick(Moment::now());
         let mut tables = self.inheritance.over(&mut self.tables, &mut self.settings);
         let report = self.sync.sync(&mut tables, begun);
         if report.moves_datagrams {
@@ -349,9 +349,11 @@ fn put_settings(
     ranges: &[PortRange],
 ) -> anyhow::Result<SettingsMap> {
     let mut map = SettingsMap::open(root)?;
+    let (snat_ports, probe_port) = ports::reserve(ranges);
     let wanted = Wanted {
         node: node.to_owned(),
-        snat_ports: ranges.to_vec(),
+        snat_ports,
+        probe_port,
         timeouts: options.timeout.0,
         reject_rate: options.reject_rate,
         hz: settings::hz()?,

@@ -58,6 +58,7 @@ plain!(
     abi::Affinity,
     abi::Bucket,
     abi::Pod,
+    abi::TagKey,
     abi::Turn,
     abi::Hop,
     abi::Traffic,
