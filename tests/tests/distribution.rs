@@ -163,6 +163,7 @@ fn hash(client: u32, source_port: u16) -> u32 {
         flags: TcpFlags::SYN,
         sequence: 0,
         acknowledgment: 0,
+        consumed: 0,
         octets: 60,
     };
     selection_hash(&Address4 { octets: client.to_be_bytes() }, &transport)

@@ -8,7 +8,7 @@ use anyhow::Context;
 use futures_util::future::OptionFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
-use vmlb_common::abi::{PortRange, Settings};
+use vmlb_common::abi::{PortRange, Settings, Tunnel, TunnelShape};
 
 use crate::handover::account::Account;
 use crate::handover::{Course, Handover, Happened};
@@ -19,6 +19,7 @@ use crate::loader::{self, Datapath, OBJECT, Trace};
 use crate::logging;
 use crate::migration::Moment;
 use crate::pins::{Lock, PinRoot};
+use crate::serving::Serving;
 use crate::settings::{self, SettingsMap, Wanted, ports};
 use crate::sweep::Sweep;
 use crate::sync::{Report, Sync};
@@ -98,20 +99,24 @@ impl Agent {
         if let Some(advice) = &choice.advice {
             tracing::warn!("{advice}");
         }
-        let settings = put_settings(&root, options, &source.node, &choice.ranges)?;
+        let tunnel = options.tunnel.settings(&choice.ranges)?;
+        let settings = put_settings(&root, options, &source.node, &choice.ranges, tunnel)?;
         let inheritance = Inheritance::open(&root, &choice.ranges)?;
         let method = if options.clsact { TcMethod::Clsact } else { TcMethod::Tcx };
         let mut network = Network::start(&root, method, options.devices.clone()).await?;
         let publisher = Publisher::start(&root, options, &source, choice.advice)?;
         let tables = PinnedTables::open(&root)?;
-        let snat = snat(choice.ranges, &tables)?;
+        let snat = snat(choice.ranges, &tables, tunnel)?;
         network.lacks_metadata(&snat.devices);
         Ok(Self {
             inheritance,
             inherited: Some(tables.installed_backends()?.into_iter().collect()),
             snat,
             tables,
-            sync: Sync::new(&source.node, options.serving.clone()),
+            sync: Sync::new(
+                &source.node,
+                Serving { has_tunnel: tunnel.shape != TunnelShape::NONE, ..options.serving.clone() },
+            ),
             sweep: Sweep::new(options.sweep_interval),
             review_interval: options.review_interval,
             source,
@@ -347,6 +352,7 @@ fn put_settings(
     options: &Options,
     node: &str,
     ranges: &[PortRange],
+    tunnel: Tunnel,
 ) -> anyhow::Result<SettingsMap> {
     let mut map = SettingsMap::open(root)?;
     let (snat_ports, probe_port) = ports::reserve(ranges);
@@ -356,6 +362,7 @@ fn put_settings(
         probe_port,
         timeouts: options.timeout.0,
         reject_rate: options.reject_rate,
+        tunnel,
         hz: settings::hz()?,
     };
     let old: Option<Settings> = map.current().copied();
@@ -379,7 +386,7 @@ fn put_settings(
 
 /// What SNAT takes: `ranges`, the addresses that devices have already, and the ports and addresses that flows of an earlier
 /// agent with others still hold. The gate has to let their replies in.
-fn snat(mut ranges: Vec<PortRange>, tables: &PinnedTables) -> anyhow::Result<Snat> {
+fn snat(mut ranges: Vec<PortRange>, tables: &PinnedTables, tunnel: Tunnel) -> anyhow::Result<Snat> {
     let devices = tables.installed_devices()?;
     if ranges.is_empty() {
         return Ok(Snat { devices, ..Snat::default() });
@@ -388,6 +395,10 @@ fn snat(mut ranges: Vec<PortRange>, tables: &PinnedTables) -> anyhow::Result<Sna
     held.ports.retain(|port| !ranges.iter().any(|range| (range.first..=range.last).contains(port)));
     if !held.ports.is_empty() {
         tracing::info!("{} SNAT ports of an earlier agent are still in use by flows", held.ports.len());
+    }
+    if tunnel.port != 0 {
+        // By the gate the tunnel's packets are replies.
+        ranges.push(PortRange { first: tunnel.port, last: tunnel.port });
     }
     ranges.extend(held.ports.into_iter().map(|port| PortRange { first: port, last: port }));
     Ok(Snat { ports: ranges, devices, held: held.addresses })

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::facts::NodePortAddresses;
-use crate::index::service::Algorithm;
+use crate::index::service::{Algorithm, Forwarding};
 
 /// Flags about what is served and how.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,13 @@ pub struct Serving {
     /// node, or at random
     #[arg(long, value_enum, value_name = "maglev|random", default_value_t)]
     pub algorithm: Algorithm,
+    /// What VMs on other nodes see as the client where the Service has no annotation vmlb.io/forwarding: this node (snat), or
+    /// the client itself (dsr), whose packets then go to the VM's node by the tunnel
+    #[arg(long, value_enum, value_name = "snat|dsr", default_value_t)]
+    pub forwarding: Forwarding,
+    /// Whether there is a tunnel between the nodes.
+    #[arg(skip)]
+    pub has_tunnel: bool,
     /// Serve the externalIPs of Services too. Whoever may write Services can then take any address's traffic on this node
     /// (CVE-2020-8554): restrict who may set them
     #[arg(long)]

@@ -9,13 +9,14 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use nix::time::{ClockId, clock_getres};
-use vmlb_common::abi::{self, PortRange, Settings, Timeouts};
+use vmlb_common::abi::{self, PortRange, Settings, Timeouts, Tunnel};
 
 use crate::bpf::PinnedMap;
 use crate::pins::PinRoot;
 
 pub mod clock;
 pub mod ports;
+pub mod tunnel;
 
 pub use clock::jiffies;
 pub use ports::SnatPorts;
@@ -138,6 +139,8 @@ pub struct Wanted {
     pub hz: u32,
     /// Refusals that one CPU may send in a second.
     pub reject_rate: u32,
+    /// The tunnel between nodes.
+    pub tunnel: Tunnel,
 }
 
 impl Wanted {
@@ -156,7 +159,7 @@ impl Wanted {
             *place = octet;
         }
         Ok(Settings {
-            tunnel: vmlb_common::abi::Tunnel::default(),
+            tunnel: self.tunnel,
             probe_port: self.probe_port,
             pad: 0,
             version: abi::VERSION,
@@ -254,6 +257,7 @@ pub fn differences(old: &Settings, new: &Settings) -> BTreeMap<&'static str, (St
         ("timeouts", TimeoutFlag(old.timeouts).to_string(), TimeoutFlag(new.timeouts).to_string()),
         ("probe port", old.probe_port.to_string(), new.probe_port.to_string()),
         ("reject rate", old.reject_rate.to_string(), new.reject_rate.to_string()),
+        ("tunnel", format!("{:?}", old.tunnel), format!("{:?}", new.tunnel)),
         ("node", text(&old.node), text(&new.node)),
     ];
     rows.into_iter().filter(|(_, old, new)| old != new).map(|(name, old, new)| (name, (old, new))).collect()
@@ -340,6 +344,7 @@ mod tests {
             timeouts: Timeouts::DEFAULT,
             hz: 250,
             reject_rate: 1000,
+            tunnel: Tunnel::default(),
         };
         let mut first = wanted.settings(None, 7)?;
         assert_eq!((first.generation, first.secret, first.snat_port_count), (1, 7, 28_976));

@@ -72,6 +72,8 @@ pub mod names {
     pub const HALF_FLOWS: [&str; 2] = ["half_flows_v4", "half_flows_v6"];
     /// [`super::ReplyKey`] → [`super::Reply`], evictable.
     pub const HALF_REPLIES: [&str; 2] = ["half_replies_v4", "half_replies_v6"];
+    /// Backend id → [`super::Hop`] of the tunnel to its node, per CPU.
+    pub const TUNNEL_HOPS: [&str; 2] = ["tunnel_hops_v4", "tunnel_hops_v6"];
     /// Backend id → [`super::Hop`], per CPU.
     pub const HOPS: [&str; 2] = ["hops_v4", "hops_v6"];
 }
@@ -210,8 +212,8 @@ impl TunnelShape {
     /// IP in IP: protocol 4 (RFC 2003), or 41 (RFC 2473). The tag is in the IPv4 header's identification, which means
     /// nothing in a datagram that is not to be cut (RFC 6864 section 4.1), or in the IPv6 flow label's low half.
     pub const IP: u8 = 1;
-    /// VXLAN's shape (RFC 7348), where networks filter other protocols. The tag is in the VXLAN header's last reserved octet
-    /// and the octet before the identifier.
+    /// VXLAN's shape (RFC 7348), where networks filter other protocols. The tag is in the low half of the header's
+    /// first reserved field.
     pub const UDP: u8 = 2;
 }
 
@@ -741,6 +743,8 @@ impl Seen {
     pub const ANSWERED: u32 = 8;
     /// The backend's FIN came before the client's.
     pub const BACKEND_FIRST: u32 = 16;
+    /// Of a flow by the tunnel: a request has come after a reply, so the node that the client addressed knows of the reply.
+    pub const HEARD: u32 = 32;
 
     /// Whether TCP is done with the flow: both FINs, or a RST.
     #[inline(always)]

@@ -24,6 +24,7 @@ mod reply;
 mod snat;
 pub mod sweep;
 mod translate;
+mod tunnel;
 
 /// The ingress of an uplink: XDP, TC in its place, and TC beside it for packets that XDP deferred.
 #[inline(always)]
@@ -67,17 +68,33 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
     }
     if entrance.may_be_error {
         let verdict = Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel));
+        if verdict == Verdict::CARRY {
+            return Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
+        }
         if verdict.is_final() {
             return verdict;
         }
         return Verdict::from_number(icmp::from_wire::<F, P, K>(packet, kernel));
     }
     let mut verdict = Verdict::CONTINUE;
-    if entrance.may_be_reply {
+    let mut origin = Origin::CLIENT;
+    if entrance.may_be_wrapped {
+        verdict = unwrapped::<F, P, K>(packet, kernel);
+        if verdict.is_final() {
+            return verdict;
+        }
+        origin = Origin::TUNNEL;
+    } else if entrance.may_be_reply {
         verdict = Verdict::from_number(reply::remote::<F, P, K>(packet, kernel));
     }
-    if !verdict.is_final() && entrance.may_be_request {
-        verdict = request::<F, P, K>(packet, kernel);
+    if !verdict.is_final() && (entrance.may_be_request || origin == Origin::TUNNEL) {
+        verdict = request::<F, P, K>(packet, kernel, origin);
+    }
+    if origin == Origin::TUNNEL {
+        return verdict.or_drop();
+    }
+    if verdict == Verdict::CARRY {
+        verdict = Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
     }
     if verdict.is_reject() {
         return Verdict::from_number(reject::answer::<F, P, K>(packet, kernel, verdict));
@@ -85,17 +102,49 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
     verdict
 }
 
+/// By which way a request has come; a number, because it crosses BPF subprogram boundaries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+struct Origin(u32);
+
+impl Origin {
+    /// From the client.
+    const CLIENT: Self = Self(0);
+    /// From the node that the client addressed, by the tunnel: the backend is to be on this node.
+    const TUNNEL: Self = Self(1);
+}
+
+/// A packet from another node's tunnel, out of its wrapping; a request is for the next stages.
 #[inline(always)]
-fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
-    let verdict = Verdict::from_number(forward::established::<F, P, K>(packet, kernel));
+fn unwrapped<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+    let outcome = tunnel::arrived::<F, P, K>(packet, kernel);
+    if outcome == tunnel::Unpacked::REPLY {
+        return Verdict::from_number(tunnel::returned::<F, P, K>(packet, kernel)).or_drop();
+    }
+    if outcome != tunnel::Unpacked::REQUEST {
+        return Verdict::from_number(outcome);
+    }
+    if gate::may_be_error::<F, P>(packet) {
+        return Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel)).or_drop();
+    }
+    Verdict::CONTINUE
+}
+
+#[inline(always)]
+fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    origin: Origin,
+) -> Verdict {
+    let verdict = Verdict::from_number(forward::established::<F, P, K>(packet, kernel, origin));
     if verdict.is_final() {
         return verdict;
     }
-    let verdict = Verdict::from_number(open::open::<F, P, K>(packet, kernel));
+    let verdict = Verdict::from_number(open::open::<F, P, K>(packet, kernel, origin));
     if verdict.is_final() {
         return verdict;
     }
-    Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel))
+    Verdict::from_number(forward::half_open::<F, P, K>(packet, kernel, origin))
 }
 
 #[inline(always)]
@@ -126,11 +175,14 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict;
     }
-    Verdict::from_number(if delivery == Delivery::KEPT {
-        reply::through_stack::<F, P, K>(packet, kernel)
-    } else {
-        reply::through_device::<F, P, K>(packet, kernel)
-    })
+    if delivery != Delivery::KEPT {
+        return Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel));
+    }
+    let verdict = Verdict::from_number(reply::through_stack::<F, P, K>(packet, kernel));
+    if verdict == Verdict::CARRY {
+        return Verdict::from_number(tunnel::back::<F, P, K>(packet, kernel)).or_drop();
+    }
+    verdict
 }
 
 #[inline(always)]

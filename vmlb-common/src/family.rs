@@ -135,6 +135,8 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
     const UDP_CHECKSUM_OPTIONAL: bool;
     /// The protocol that carries errors.
     const ICMP: Protocol;
+    /// The protocol of packets of this family inside others.
+    const IP_IN_IP: Protocol;
     /// Type and code of "port unreachable" (RFC 792, RFC 4443 section 3.1).
     const PORT_UNREACHABLE: Be16;
     /// Type and code of "fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2); the last 16 bits of
@@ -182,6 +184,11 @@ pub trait Header: Copy + 'static {
         protocol: Protocol,
         length: u16,
     );
+    /// What a tunnel's packet says beside its addresses: the identification, which means nothing where a packet is not to be
+    /// cut (RFC 6864), or the low half of the flow label.
+    fn mark(&self) -> Be16;
+    /// Writes the mark of a header that has none, its checksum included.
+    fn set_mark(&mut self, to: Be16);
     /// The ones' complement sum of the header's words.
     fn sum(&self) -> Sum;
 }
@@ -196,6 +203,7 @@ impl Family for V4 {
     const VERSION: u8 = 4;
     const UDP_CHECKSUM_OPTIONAL: bool = true;
     const ICMP: Protocol = Protocol::ICMP;
+    const IP_IN_IP: Protocol = Protocol::IPV4_IN_IP;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0303);
     const TOO_BIG: Be16 = Be16::new(0x0304);
 
@@ -213,6 +221,7 @@ impl Family for V6 {
     const VERSION: u8 = 6;
     const UDP_CHECKSUM_OPTIONAL: bool = false;
     const ICMP: Protocol = Protocol::ICMPV6;
+    const IP_IN_IP: Protocol = Protocol::IPV6_IN_IP;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0104);
     const TOO_BIG: Be16 = Be16::new(0x0200);
 
@@ -311,6 +320,17 @@ impl Header for Ipv4Header {
     }
 
     #[inline(always)]
+    fn mark(&self) -> Be16 {
+        self.identification
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, to: Be16) {
+        self.checksum = Delta::ZERO.word(self.identification, to).apply(self.checksum);
+        self.identification = to;
+    }
+
+    #[inline(always)]
     fn sum(&self) -> Sum {
         let start = [
             self.version_tos,
@@ -402,6 +422,16 @@ impl Header for Ipv6Header {
         self.next_hop_limit = Be16::new((protocol.number() as u16) << 8 | HOPS as u16);
         self.set_source(source);
         self.set_destination(destination);
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> Be16 {
+        self.flow_label
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, to: Be16) {
+        self.flow_label = to;
     }
 
     #[inline(always)]

@@ -39,6 +39,12 @@ pub trait Tables<F: Family> {
     fn endpoint(&self, place: u32) -> Option<&Backend<F::Address>>;
     /// Where the next hop to this backend is cached.
     fn backend_hop(&self, id: u32) -> Option<Slot>;
+    /// Where the next hop of the tunnel to this backend's node is cached.
+    fn tunnel_hop(&self, id: u32) -> Option<Slot>;
+    /// What stages tell each other of the packet at hand; one a CPU.
+    fn with_parcel(&self, use_it: impl FnOnce(&mut Parcel<F::Address>));
+    /// The parcel's next hop.
+    fn parcel_hop(&self) -> Option<Slot>;
     /// Whose this address is.
     fn pod(&self, address: &F::Address) -> Option<Pod>;
     /// Whether this address is that of a node of the cluster.
@@ -85,6 +91,19 @@ pub trait Tables<F: Family> {
     fn remove_affinity(&self, stage: Stage, key: &ClientKey<F::Address>);
     /// The address that SNAT takes on `device`.
     fn snat_address<'a>(&self, device: &'a Device) -> &'a F::Address;
+}
+
+/// What stages tell each other of a packet that comes or goes by the tunnel, beside what it says itself. In a map of its own,
+/// because the BPF stack has no room for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Parcel<A> {
+    /// The other node.
+    pub via: A,
+    /// Whom a request is for.
+    pub backend: u32,
+    /// The tunnel's mark; 0: the packet has come from the client itself.
+    pub mark: u32,
 }
 
 /// What a FIB lookup asks.
@@ -221,6 +240,10 @@ impl Step {
     /// The verdict; detail: [`crate::verdict::Verdict::number`].
     pub const VERDICT: Self = Self(9);
 
+    /// A packet was taken out of a tunnel's wrapping; detail: whether it is a request (bit 31) or a reply (bit 30).
+    pub const UNWRAPPED: Self = Self(11);
+    /// A packet goes by the tunnel; detail: backend id.
+    pub const CARRIED: Self = Self(12);
     /// An ICMP error quotes a packet of a flow; detail: backend id.
     pub const QUOTED: Self = Self(10);
 
@@ -237,6 +260,8 @@ impl Step {
             Self::ROUTED => "routed",
             Self::VERDICT => "verdict",
             Self::QUOTED => "quoted",
+            Self::UNWRAPPED => "unwrapped",
+            Self::CARRIED => "carried",
             _ => "?",
         }
     }

@@ -153,7 +153,14 @@ impl<A: Address> Live<'_, Flow<A>> {
     }
 }
 
-impl<A: Address> Live<'_, Reply<A>> {
+impl<'a, A: Address> Live<'a, Reply<A>> {
+    /// The entry itself, to be copied by whoever takes it; words may be of different moments.
+    #[inline(always)]
+    pub fn shared(self) -> &'a Reply<A> {
+        // SAFETY: live and aligned by `Live::new`; who copies it reads each word whole.
+        unsafe { self.0.as_ref() }
+    }
+
     /// The whole entry as it is now.
     #[inline(always)]
     pub fn copy(self) -> Reply<A> {

@@ -1,12 +1,12 @@
 //! The packet as the datapath sees it: typed views from the start of the frame, and the few operations that differ
 //! between XDP, TC and a buffer on the host.
 
-use crate::abi::{FlowKey, WireKey};
+use crate::abi::{FlowKey, TunnelShape, WireKey};
 use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::live::Slot;
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, Wire};
+use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
 
 /// Ethernet, IP and a transport header, one behind the other.
 #[derive(Clone, Copy)]
@@ -22,6 +22,54 @@ pub struct Frame<I, L> {
 
 // SAFETY: words of alignment 2 behind one another leave no gap.
 unsafe impl<I: Wire, L: Wire> Wire for Frame<I, L> {}
+
+/// A packet in another: IP in IP.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct InIp<I, L> {
+    /// Link layer.
+    pub ethernet: Ethernet,
+    /// The wrapping.
+    pub outer: I,
+    /// Network layer.
+    pub ip: I,
+    /// Transport layer.
+    pub transport: L,
+}
+
+// SAFETY: words of alignment 2 behind one another leave no gap.
+unsafe impl<I: Wire, L: Wire> Wire for InIp<I, L> {}
+
+/// A packet in another: VXLAN's shape.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct InUdp<I, L> {
+    /// Link layer.
+    pub ethernet: Ethernet,
+    /// The wrapping.
+    pub outer: I,
+    /// Its transport layer.
+    pub udp: UdpHeader,
+    /// Which network.
+    pub vxlan: VxlanHeader,
+    /// Link layer of the packet inside.
+    pub inner: Ethernet,
+    /// Network layer.
+    pub ip: I,
+    /// Transport layer.
+    pub transport: L,
+}
+
+// SAFETY: words of alignment 2 behind one another leave no gap.
+unsafe impl<I: Wire, L: Wire> Wire for InUdp<I, L> {}
+
+/// Octets that the wrapping of a [`TunnelShape`] takes between the Ethernet header and the packet inside.
+#[inline(always)]
+pub const fn overhead<F: Family>(shape: u8) -> u32 {
+    let outer = size_of::<F::Header>();
+    let rest = size_of::<UdpHeader>() + size_of::<VxlanHeader>() + size_of::<Ethernet>();
+    (if shape == TunnelShape::IP { outer } else { outer + rest }) as u32
+}
 
 /// How a hook sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +113,17 @@ pub trait Packet {
     /// are void. `false`: this hook cannot, and the frame is of no use any more.
     #[must_use]
     fn reshape(&mut self, kept: u32, front: u32) -> bool;
+
+    /// Makes `octets` of room behind the Ethernet header, for a wrapping of this [`TunnelShape`]. Views taken before are void.
+    #[must_use]
+    fn wrap<F: Family>(&mut self, shape: u8, octets: u32) -> bool;
+
+    /// Takes `octets` out behind the Ethernet header. Views taken before are void.
+    #[must_use]
+    fn unwrap<F: Family>(&mut self, octets: u32) -> bool;
+
+    /// Sees to it that so many octets can be viewed, where the packet has them. Views taken before are void.
+    fn reach(&mut self, octets: u32);
 
     /// Sends the finished packet by `hop`; MAC addresses are written where the hook sends frames.
     fn send(&mut self, hop: Slot) -> Verdict;

@@ -17,6 +17,8 @@ impl Verdict {
     pub const TRANSMIT: Self = Self(3);
     /// Out of another device (the hook has been told which).
     pub const REDIRECT: Self = Self(4);
+    /// By the tunnel; a stage's word, which [`crate::datapath`] carries out.
+    pub const CARRY: Self = Self(10);
     const DEFER: u32 = 5;
     const PUNT: u32 = 6;
     const DROP: u32 = 7;
@@ -101,6 +103,18 @@ impl Verdict {
         self.0 & 0xff == Self::ANSWER
     }
 
+    /// The verdict about a packet that another node's tunnel has brought: only a node that has it as the client sent it may
+    /// leave it to a stack, refuse it, or send it on by the tunnel.
+    #[inline(always)]
+    pub const fn or_drop(self) -> Self {
+        match self {
+            Self::DELIVER | Self::TRANSMIT | Self::REDIRECT => self,
+            _ if self.is_drop() => self,
+            Self::CONTINUE | Self::PASS | Self::CARRY => Self::drop(Reason::TUNNEL_FRONTEND),
+            _ => Self::drop(self.reason()),
+        }
+    }
+
     /// The reason; [`Reason::NONE`] where none belongs.
     #[inline(always)]
     pub const fn reason(self) -> Reason {
@@ -127,6 +141,7 @@ impl Verdict {
             2 => "deliver",
             3 => "transmit",
             4 => "redirect",
+            10 => "carry",
             Self::DEFER => "defer",
             Self::PUNT => "punt",
             Self::REJECT => "reject",

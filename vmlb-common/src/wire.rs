@@ -96,6 +96,10 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// UDP, RFC 768.
     pub const UDP: Self = Self(17);
+    /// IPv4 in IP, RFC 2003.
+    pub const IPV4_IN_IP: Self = Self(4);
+    /// IPv6 in IP, RFC 2473.
+    pub const IPV6_IN_IP: Self = Self(41);
     /// The IPv6 fragment header, RFC 8200 section 4.5.
     pub const IPV6_FRAGMENT: Self = Self(44);
     /// SCTP, RFC 9260; not served yet.
@@ -296,6 +300,33 @@ pub struct UdpHeader {
     pub checksum: Be16,
 }
 
+/// The VXLAN header (RFC 7348 section 5), with a mark of ours in the low half of its first reserved field.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct VxlanHeader {
+    /// Flags (the identifier is valid), and the first reserved octet.
+    pub flags: Be16,
+    /// The mark.
+    pub mark: Be16,
+    /// Network identifier, and a reserved octet.
+    pub network: [Be16; 2],
+}
+
+impl VxlanHeader {
+    /// A header.
+    #[inline(always)]
+    pub const fn new(network: u32, mark: Be16) -> Self {
+        Self { flags: Be16::new(0x0800), mark, network: words_of(network << 8) }
+    }
+
+    /// Whether it is of this network.
+    #[inline(always)]
+    pub fn is_of(&self, network: u32) -> bool {
+        let found = u32::from(self.network[0].get()) << 8 | u32::from(self.network[1].high());
+        self.flags.get() == 0x0800 && found == network
+    }
+}
+
 /// The header of an ICMP or ICMPv6 error (RFC 792, RFC 4443 section 3).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -316,6 +347,8 @@ pub unsafe trait Wire: Copy + 'static {}
 
 // SAFETY: `repr(C)` structure of 16-bit words.
 unsafe impl Wire for Ethernet {}
+// SAFETY: as above.
+unsafe impl Wire for VxlanHeader {}
 // SAFETY: as above.
 unsafe impl Wire for Ipv4Header {}
 // SAFETY: as above.

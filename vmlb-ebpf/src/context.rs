@@ -3,19 +3,21 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{
-    __sk_buff as SkBuff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    xdp_action, xdp_md as XdpMd,
+    __sk_buff as SkBuff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action, xdp_md as XdpMd,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_pull_data,
     bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
 };
+use vmlb_common::abi::TunnelShape;
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Family;
 use vmlb_common::live::Slot;
 use vmlb_common::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
 use vmlb_common::verdict::{Reason, Verdict};
-use vmlb_common::wire::{Ethernet, Protocol, TcpHeader, UdpHeader, Wire};
+use vmlb_common::wire::{Ethernet, Ethertype, Protocol, TcpHeader, UdpHeader, Wire};
 
 /// `TC_ACT_UNSPEC`, which TCX calls `TCX_NEXT`: the next program decides.
 pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
@@ -66,6 +68,23 @@ impl Xdp {
             Verdict::REDIRECT => xdp_action::XDP_REDIRECT,
             _ => xdp_action::XDP_PASS,
         }
+    }
+
+    /// Moves the Ethernet header by so many octets, towards the packet's end or its front.
+    #[inline(always)]
+    fn shift(&mut self, by: i32, ethertype: Ethertype) -> bool {
+        let Some(Ethernet { destination, source, .. }) = self.view::<Ethernet>().copied() else {
+            return false;
+        };
+        // SAFETY: the context is this program's; views are taken afterwards.
+        if unsafe { bpf_xdp_adjust_head(self.0, by) } != 0 {
+            return false;
+        }
+        let Some(ethernet) = self.view::<Ethernet>() else {
+            return false;
+        };
+        *ethernet = Ethernet { destination, source, ethertype };
+        true
     }
 
     #[inline(always)]
@@ -143,6 +162,19 @@ impl Packet for Xdp {
                 && (front == 0 || bpf_xdp_adjust_head(self.0, (front as i32).wrapping_neg()) == 0)
         }
     }
+
+    #[inline(always)]
+    fn wrap<F: Family>(&mut self, _shape: u8, octets: u32) -> bool {
+        self.shift((octets as i32).wrapping_neg(), F::ETHERTYPE)
+    }
+
+    #[inline(always)]
+    fn unwrap<F: Family>(&mut self, octets: u32) -> bool {
+        self.shift(octets as i32, F::ETHERTYPE)
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, _octets: u32) {}
 
     #[inline(always)]
     fn send(&mut self, hop: Slot) -> Verdict {
@@ -276,6 +308,35 @@ impl Packet for Tc {
     fn reshape(&mut self, _kept: u32, _front: u32) -> bool {
         // A partial checksum would be completed over what stands there then.
         false
+    }
+
+    #[inline(always)]
+    fn wrap<F: Family>(&mut self, shape: u8, octets: u32) -> bool {
+        const ETHERNET: u64 = size_of::<Ethernet>() as u64;
+        let mut flags = if F::VERSION == 4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } as u64;
+        if shape == TunnelShape::UDP {
+            // The inner Ethernet header is the last part of the room.
+            let inner = ETHERNET << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+            flags |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | inner;
+        }
+        // SAFETY: the context is this program's; views are taken afterwards.
+        unsafe { bpf_skb_adjust_room(self.0, octets as i32, BPF_ADJ_ROOM_MAC, flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn unwrap<F: Family>(&mut self, octets: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_skb_adjust_room(self.0, (octets as i32).wrapping_neg(), BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, octets: u32) {
+        let (data, end) = self.bounds();
+        if data + octets as usize > end {
+            let length = self.length();
+            // SAFETY: as in `pull`.
+            unsafe { bpf_skb_pull_data(self.0, if length < octets { length } else { octets }) };
+        }
     }
 
     #[inline(always)]

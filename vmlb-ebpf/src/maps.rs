@@ -15,7 +15,7 @@ use vmlb_common::abi::{
     Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
 use vmlb_common::family::{Address4, Address6, Family, V4, V6};
-use vmlb_common::kernel::{Ends, Kernel, Query, Refused, Route, Search, Stage, Step, Tables};
+use vmlb_common::kernel::{Ends, Kernel, Parcel, Query, Refused, Route, Search, Stage, Step, Tables};
 use vmlb_common::live::{Live, Slot, Word};
 use vmlb_common::packet::Packet;
 use vmlb_common::verdict::Reason;
@@ -70,6 +70,8 @@ static SNAT_TRIES: PerCpuArray<u64, { Tries::ENTRIES as usize }> = PerCpuArray::
 macro_rules! tables {
     ($family:ident $address:ident $snat:ident
      $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
+     $tunnel_hops:ident $tunnel_hops_name:literal $parcel:ident $parcel_name:literal
+     $parcel_hop:ident $parcel_hop_name:literal
      $pods:ident $pods_name:literal $nodes:ident $nodes_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
      $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
      $inherited:ident $inherited_name:literal $ranges:ident $ranges_name:literal
@@ -80,6 +82,12 @@ macro_rules! tables {
         static $backends: Array<Backend<$address>, { 2 * BACKENDS }> = Array::new();
         #[btf_map(name = $hops_name)]
         static $hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
+        #[btf_map(name = $tunnel_hops_name)]
+        static $tunnel_hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
+        #[btf_map(name = $parcel_name)]
+        static $parcel: PerCpuArray<Parcel<$address>, 1> = PerCpuArray::new();
+        #[btf_map(name = $parcel_hop_name)]
+        static $parcel_hop: PerCpuArray<Hop, 1> = PerCpuArray::new();
         #[btf_map(name = $pods_name)]
         static $pods: HashMap<$address, Pod, BACKENDS> = HashMap::new();
         #[btf_map(name = $nodes_name)]
@@ -118,6 +126,26 @@ macro_rules! tables {
             fn backend_hop(&self, id: u32) -> Option<Slot> {
                 // SAFETY: array values live as long as the map.
                 $hops.get_ptr_mut(id).and_then(NonNull::new).map(|hop| unsafe { Slot::new(hop) })
+            }
+
+            #[inline(always)]
+            fn tunnel_hop(&self, id: u32) -> Option<Slot> {
+                // SAFETY: array values live as long as the map.
+                $tunnel_hops.get_ptr_mut(id).and_then(NonNull::new).map(|hop| unsafe { Slot::new(hop) })
+            }
+
+            #[inline(always)]
+            fn with_parcel(&self, use_it: impl FnOnce(&mut Parcel<$address>)) {
+                if let Some(parcel) = $parcel.get_ptr_mut(0) {
+                    // SAFETY: this CPU's own copy, and no other program of ours runs on it meanwhile.
+                    use_it(unsafe { &mut *parcel });
+                }
+            }
+
+            #[inline(always)]
+            fn parcel_hop(&self) -> Option<Slot> {
+                // SAFETY: array values live as long as the map.
+                $parcel_hop.get_ptr_mut(0).and_then(NonNull::new).map(|hop| unsafe { Slot::new(hop) })
             }
 
             #[inline(always)]
@@ -248,12 +276,14 @@ macro_rules! tables {
 }
 
 tables! { V4 Address4 snat_v4
-FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4" PODS_V4 "pods_v4" NODES_V4 "nodes_v4"
+FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4"
+TUNNEL_HOPS_V4 "tunnel_hops_v4" PARCEL_V4 "parcel_v4" PARCEL_HOP_V4 "parcel_hop_v4" PODS_V4 "pods_v4" NODES_V4 "nodes_v4"
 FLOWS_V4 "flows_v4" REPLIES_V4 "replies_v4" HALF_FLOWS_V4 "half_flows_v4" HALF_REPLIES_V4 "half_replies_v4"
 INHERITED_V4 "inherited_v4" RANGES_V4 "ranges_v4"
 AFFINITY_V4 "affinity_v4" NEW_AFFINITY_V4 "new_affinity_v4" }
 tables! { V6 Address6 snat_v6
-FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6" PODS_V6 "pods_v6" NODES_V6 "nodes_v6"
+FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6"
+TUNNEL_HOPS_V6 "tunnel_hops_v6" PARCEL_V6 "parcel_v6" PARCEL_HOP_V6 "parcel_hop_v6" PODS_V6 "pods_v6" NODES_V6 "nodes_v6"
 FLOWS_V6 "flows_v6" REPLIES_V6 "replies_v6" HALF_FLOWS_V6 "half_flows_v6" HALF_REPLIES_V6 "half_replies_v6"
 INHERITED_V6 "inherited_v6" RANGES_V6 "ranges_v6"
 AFFINITY_V6 "affinity_v6" NEW_AFFINITY_V6 "new_affinity_v6" }

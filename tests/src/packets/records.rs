@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmlb_common::abi::{
     self, Backend, ClientKey, Device, EligibleKey, Frontend, FrontendKey, Gate, Pod, PortRange, Service,
-    Settings, Target, TargetKey, Timeouts,
+    Settings, TagKey, Target, TargetKey, Timeouts, Tunnel, Turn,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{HostFamily, Node};
@@ -26,6 +26,10 @@ pub struct Records {
     pub targets: BTreeSet<TargetKey>,
     /// Map `eligible`.
     pub eligible: BTreeSet<EligibleKey>,
+    /// Map `turns`; absent entries are zero.
+    pub turns: BTreeMap<u32, Turn>,
+    /// Map `tags`.
+    pub tags: BTreeMap<TagKey, Target>,
     /// Maps of IPv4.
     pub v4: Addressed<Address4>,
     /// Maps of IPv6.
@@ -37,8 +41,10 @@ pub struct Records {
 pub struct Addressed<A: Ord> {
     /// Map `frontends_*`.
     pub frontends: BTreeMap<FrontendKey<A>, Frontend>,
-    /// Map `backends_*`.
+    /// Map `backends_*`, by [`Turn::place`].
     pub backends: BTreeMap<u32, Backend<A>>,
+    /// Map `nodes_*`.
+    pub nodes: BTreeSet<A>,
     /// Map `pods_*`.
     pub pods: BTreeMap<A, Pod>,
     /// Map `ranges_*`: blocks and the length of their prefix.
@@ -58,6 +64,9 @@ impl Records {
             timeouts: Timeouts::DEFAULT,
             inherited: 0,
             reject_rate: 1000,
+            tunnel: Tunnel::default(),
+            probe_port: 0,
+            pad: 0,
             node: [0; 64],
         };
         Self {
@@ -68,6 +77,8 @@ impl Records {
             slots: BTreeMap::new(),
             targets: BTreeSet::new(),
             eligible: BTreeSet::new(),
+            turns: BTreeMap::new(),
+            tags: BTreeMap::new(),
             v4: Addressed::default(),
             v6: Addressed::default(),
         }
@@ -114,6 +125,13 @@ impl Records {
         }
         node.set_targets(self.targets.iter().copied());
         node.set_eligible(self.eligible.iter().copied());
+        for id in old.iter().flat_map(|old| old.turns.keys()) {
+            node.set_turn(*id, Turn::default());
+        }
+        for (&id, &turn) in &self.turns {
+            node.set_turn(id, turn);
+        }
+        node.set_tags(self.tags.iter().map(|(key, target)| (*key, *target)));
         self.v4.install::<V4>(old.map(|old| &old.v4), node);
         self.v6.install::<V6>(old.map(|old| &old.v6), node);
     }
@@ -123,12 +141,14 @@ impl<A: Address + Ord> Addressed<A> {
     fn install<F: HostFamily<Address = A>>(&self, old: Option<&Self>, node: &mut Node) {
         if let Some(old) = old {
             old.frontends.keys().for_each(|key| node.set_frontend::<F>(*key, None));
-            old.backends.keys().for_each(|id| node.set_backend::<F>(*id, None));
+            old.backends.keys().for_each(|place| node.set_endpoint::<F>(place / 2, place % 2, None));
+            old.nodes.iter().for_each(|address| node.set_node::<F>(*address, false));
             old.pods.keys().for_each(|address| node.set_pod::<F>(*address, None));
         }
         node.set_ranges::<F>(self.ranges.iter().copied());
         self.frontends.iter().for_each(|(key, to)| node.set_frontend::<F>(*key, Some(*to)));
-        self.backends.iter().for_each(|(id, to)| node.set_backend::<F>(*id, Some(*to)));
+        self.backends.iter().for_each(|(place, to)| node.set_endpoint::<F>(place / 2, place % 2, Some(*to)));
+        self.nodes.iter().for_each(|address| node.set_node::<F>(*address, true));
         self.pods.iter().for_each(|(address, to)| node.set_pod::<F>(*address, Some(*to)));
     }
 }

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use vmlb_common::abi::{
     Backend, BackendFlags, ClientKey, Device, DeviceFlags, EligibleKey, Frontend, FrontendFlags, FrontendKey,
-    Gate, Pod, Role, Selection, Service, ServiceFlags, Target, TargetKey,
+    Gate, Pod, Role, Selection, Service, ServiceFlags, Target, TargetKey, Turn,
 };
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
@@ -362,8 +362,8 @@ impl World {
 
     /// A backend is gone: its VM was stopped.
     pub fn remove_backend(&mut self, id: u32) {
-        self.records.v4.backends.remove(&id);
-        self.records.v6.backends.remove(&id);
+        self.records.v4.backends.remove(&Turn::place(id, 0));
+        self.records.v6.backends.remove(&Turn::place(id, 0));
         self.records.v4.pods.retain(|_, pod| pod.backend != id);
         self.records.v6.pods.retain(|_, pod| pod.backend != id);
     }
@@ -430,18 +430,19 @@ fn add_backends<F: HostFamily>(tables: &mut Addressed<F::Address>, net: Net) {
     for id in PRESENT {
         let address = F::from_ip(net.pod(id).ip()).unwrap_or_default();
         let here = if [1, 8, 9].contains(&id) { BackendFlags::LOCAL } else { 0 };
-        let backend = Backend { flags: BackendFlags::PRESENT | here, revision: 1, address };
-        tables.backends.insert(id, backend);
-        tables.pods.insert(address, Pod { backend: id });
+        let flags = BackendFlags::PRESENT | here;
+        let backend = Backend { flags, revision: 1, address, ..Backend::default() };
+        tables.backends.insert(Turn::place(id, 0), backend);
+        tables.pods.insert(address, Pod { backend: id, side: 0 });
     }
 }
 
 fn rehome<F: HostFamily>(tables: &mut Addressed<F::Address>, id: u32, pod: IpAddr) {
     let address = F::from_ip(pod).unwrap_or_default();
-    if let Some(backend) = tables.backends.get_mut(&id) {
+    if let Some(backend) = tables.backends.get_mut(&Turn::place(id, 0)) {
         backend.address = address;
         backend.revision += 1;
         tables.pods.retain(|_, pod| pod.backend != id);
-        tables.pods.insert(address, Pod { backend: id });
+        tables.pods.insert(address, Pod { backend: id, side: 0 });
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use vmlb_common::abi::{Delivery, FlowKey, ReplyKey};
+use vmlb_common::abi::{BackendFlags, Delivery, FlowKey, ReplyKey, Turn};
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Node, Pairs};
 use vmlb_common::kernel::Stage;
@@ -57,7 +57,7 @@ fn walk<F: HostFamily>(host: &mut Host, net: Net, random: &mut Random, sum: &mut
             let id = random.pick(&[1, 2, 5, 8]);
             let fresh = World::new(1).records;
             host.change(&|world| {
-                if world.records.v4.backends.contains_key(&id) {
+                if world.records.v4.backends.contains_key(&Turn::place(id, 0)) {
                     world.remove_backend(id);
                 } else {
                     world.records.v4 = fresh.v4.clone();
@@ -104,7 +104,9 @@ fn answer<F: HostFamily>(host: &mut Host, random: &mut Random) {
         return;
     }
     let (key, reply) = replies[random.below(replies.len())];
-    let Some(backend) = vmlb_common::kernel::Tables::<F>::backend(&host.node, key.backend).copied() else {
+    let Some(backend) =
+        vmlb_common::kernel::Tables::<F>::endpoint(&host.node, Turn::place(key.backend, 0)).copied()
+    else {
         return;
     };
     let pod = std::net::SocketAddr::new(F::to_ip(&backend.address), key.target_port);
@@ -112,8 +114,8 @@ fn answer<F: HostFamily>(host: &mut Host, random: &mut Random) {
     let is_udp = key.protocol == Protocol::UDP.number();
     let frame = if is_udp { udp(pod, peer) } else { shape(tcp(pod, peer), random) };
     let (hook, device) = match reply.delivery {
-        Delivery::STACK => (Hook::Egress, ETH0),
-        Delivery::DEVICE => (Hook::Pod, POD1),
+        Delivery::KEPT => (Hook::Egress, ETH0),
+        Delivery::SNAT if backend.flags & BackendFlags::LOCAL != 0 => (Hook::Pod, POD1),
         _ => (Hook::Xdp, ETH0),
     };
     host.receive(hook, device, &frame.octets());

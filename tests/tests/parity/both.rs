@@ -137,7 +137,7 @@ impl<'a> Both<'a> {
             peer: key.client,
             peer_port: 9,
             target_port: TARGET_PORT,
-            delivery: Delivery::STACK,
+            delivery: Delivery::KEPT,
             ..Flow::default()
         };
         let mut probe = Flows::default();

@@ -168,13 +168,13 @@ fn ends(net: Net, random: &mut Random) -> Ends {
     let here = [1, 8, 9].contains(&backend);
     let delivery = match random.below(10) {
         0 => Delivery(random.octet() % 5),
-        1..=3 if here => Delivery::DEVICE,
-        _ if here => Delivery::STACK,
-        _ => Delivery::REMOTE,
+        1..=3 if here => Delivery::SNAT,
+        _ if here => Delivery::KEPT,
+        _ => Delivery::SNAT,
     };
     let snat = random.pick(&[61000, 61001, 61002, 61003]);
     let peer = match (delivery, backend) {
-        (Delivery::STACK, _) => client,
+        (Delivery::KEPT, _) => client,
         (_, 4) => net.node_on_eth1(snat),
         (_, 5) => net.node_on_eth2(snat),
         _ => net.node(snat),
@@ -236,8 +236,10 @@ fn add_flow<F: HostFamily>(
         peer_port: ends.peer.port(),
         target_port: TARGET_PORT,
         delivery: ends.delivery,
-        pad: 0,
+        turn: 0,
         address_sum,
+        next: random.word(),
+        acknowledged: 0,
     };
     let mut reply = Reply {
         flow: key,
@@ -249,6 +251,7 @@ fn add_flow<F: HostFamily>(
         pad: 0,
         address_sum,
         hop: hop(world, 0, now, random),
+        via: F::Address::default(),
     };
     if random.once_in(12) {
         reply.flow.client_port ^= 1;
@@ -317,7 +320,7 @@ fn fill<F: HostFamily>(flows: &mut Flows<F::Address>, net: Net, now: u32) {
         frontend: net.node(30001),
         backend: 1,
         peer: net.client(90, 1000 + number),
-        delivery: Delivery::STACK,
+        delivery: Delivery::KEPT,
     });
     let room = CAPACITIES.flows as usize;
     for ends in others {
@@ -330,14 +333,14 @@ fn fill<F: HostFamily>(flows: &mut Flows<F::Address>, net: Net, now: u32) {
             peer,
             peer_port: ends.peer.port(),
             target_port: TARGET_PORT,
-            delivery: Delivery::STACK,
+            delivery: Delivery::KEPT,
             ..Flow::default()
         };
         if established.flows.len() < room {
             established.flows.insert(key, flow);
         }
         if established.replies.len() < room {
-            let reply = Reply { flow: key, seen: now, delivery: Delivery::STACK, ..Reply::default() };
+            let reply = Reply { flow: key, seen: now, delivery: Delivery::KEPT, ..Reply::default() };
             established.replies.insert(flow.reply_key(key.protocol), reply);
         }
     }
@@ -396,8 +399,8 @@ fn about(frame: Frame, net: Net, random: &mut Random) -> Frame {
 fn fits(hook: Hook, delivery: Delivery) -> bool {
     match hook {
         Hook::Xdp | Hook::Ingress => true,
-        Hook::Egress => delivery == Delivery::STACK,
-        Hook::Pod => delivery == Delivery::DEVICE,
+        Hook::Egress => delivery == Delivery::KEPT,
+        Hook::Pod => delivery == Delivery::SNAT,
     }
 }
 

@@ -13,7 +13,8 @@ use vmlb_agent::loader::{Datapath, Sizes, Trace, programs};
 use vmlb_agent::pins::PinRoot;
 use vmlb_common::abi::{
     Affinity, Backend, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
-    Pod, RangeKey, Reply, ReplyKey, Service, Settings, Target, TargetKey, Traffic, WireKey, names,
+    Pod, RangeKey, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic, Turn, WireKey,
+    names,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Pairs};
@@ -64,6 +65,7 @@ pub(crate) struct Side<A> {
     frontends: PinnedMap<FrontendKey<A>, Frontend>,
     backends: PinnedMap<u32, Backend<A>>,
     pods: PinnedMap<A, Pod>,
+    nodes: PinnedMap<A, u32>,
     established: Stage<A>,
     half: Stage<A>,
     inherited: PinnedMap<WireKey<A>, Inherited>,
@@ -117,6 +119,7 @@ where
             frontends: PinnedMap::open(root, names::FRONTENDS[family])?,
             backends: PinnedMap::open(root, names::BACKENDS[family])?,
             pods: PinnedMap::open(root, names::PODS[family])?,
+            nodes: PinnedMap::open(root, names::NODES[family])?,
             established: Stage::open(root, names::FLOWS[family], names::REPLIES[family])?,
             half: Stage::open(root, names::HALF_FLOWS[family], names::HALF_REPLIES[family])?,
             inherited: PinnedMap::open(root, names::INHERITED[family])?,
@@ -132,9 +135,10 @@ where
         replace(&self.pods, &records.pods)?;
         let range = |(block, bits): &(ClientKey<A>, u32)| RangeKey::new(block.service, block.client, *bits);
         replace(&self.ranges, &records.ranges.iter().map(|block| (range(block), 1)).collect())?;
-        let absent = Backend { flags: 0, revision: 0, address: A::default() };
-        for id in 0..16 {
-            self.backends.put(&id, records.backends.get(&id).unwrap_or(&absent))?;
+        replace(&self.nodes, &records.nodes.iter().map(|address| (*address, 1)).collect())?;
+        let absent = Backend::default();
+        for place in 0..32 {
+            self.backends.put(&place, records.backends.get(&place).unwrap_or(&absent))?;
         }
         Ok(())
     }
@@ -208,6 +212,8 @@ pub(crate) struct Kernel {
     slots: PinnedMap<u32, Target>,
     targets: PinnedMap<TargetKey, u32>,
     eligible: PinnedMap<EligibleKey, u32>,
+    turns: PinnedMap<u32, Turn>,
+    tags: PinnedMap<TagKey, Target>,
     reasons: PinnedMap<u32, u64>,
     traffic: PinnedMap<u32, Traffic>,
     v4: Side<Address4>,
@@ -256,6 +262,8 @@ impl Kernel {
             slots: PinnedMap::open(&root, names::SLOTS)?,
             targets: PinnedMap::open(&root, names::TARGETS)?,
             eligible: PinnedMap::open(&root, names::ELIGIBLE)?,
+            turns: PinnedMap::open(&root, names::TURNS)?,
+            tags: PinnedMap::open(&root, names::TAGS)?,
             reasons: PinnedMap::open(&root, names::REASONS)?,
             traffic: PinnedMap::open(&root, names::TRAFFIC)?,
             v4: Side::open(&root, 0)?,
@@ -287,6 +295,10 @@ impl Kernel {
         let targets = records.targets.iter().map(|target| (*target, 1)).collect();
         replace(&self.targets, &targets)?;
         replace(&self.eligible, &records.eligible.iter().map(|target| (*target, 1)).collect())?;
+        for id in 0..16 {
+            self.turns.put(&id, &records.turns.get(&id).copied().unwrap_or_default())?;
+        }
+        replace(&self.tags, &records.tags)?;
         self.v4.install(&records.v4)?;
         self.v6.install(&records.v6)
     }
@@ -336,6 +348,11 @@ impl Kernel {
             }
         }
         Ok(counts)
+    }
+
+    /// Where the world's backends are.
+    pub(crate) fn turns(&self) -> Result<Vec<u32>> {
+        (0..16).map(|id| Ok(self.turns.get(&id)?.unwrap_or_default().word)).collect()
     }
 
     /// Traffic of the world's backends so far.

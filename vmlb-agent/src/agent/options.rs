@@ -13,6 +13,7 @@ use crate::loader::Sizes;
 use crate::logging;
 use crate::pins::DEFAULT_ROOT;
 use crate::serving::Serving;
+use crate::settings::tunnel::TunnelFlags;
 use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
 
 /// Options of `vmlb agent`.
@@ -47,6 +48,9 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub serving: Serving,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print it as help")]
+    pub tunnel: TunnelFlags,
     /// When idle flows end; those not named keep their default
     #[arg(long, value_name = "NAME=TIME,...", default_value_t)]
     pub timeout: TimeoutFlag,

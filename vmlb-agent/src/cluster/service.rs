@@ -4,13 +4,16 @@ use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, Service
 
 use super::{Decoded, Findings, annotation, created, label, shorten};
 use crate::index::Entry;
-use crate::index::service::{Algorithm, Families, Policy, Service, ServicePort};
+use crate::index::service::{Algorithm, Families, Forwarding, Policy, Service, ServicePort};
 use crate::index::text;
 
 mod clients;
 
 /// The annotation that chooses how a backend is found: `maglev` or `random`.
 pub const ALGORITHM: &str = "vmlb.io/algorithm";
+
+/// The annotation that says what VMs on other nodes see as the client: `snat` (this node) or `dsr` (the client itself).
+pub const FORWARDING: &str = "vmlb.io/forwarding";
 
 /// Another proxy serves it.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -49,6 +52,7 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         created: created(&object.metadata).unwrap_or(i64::MAX),
         policy,
         algorithm: algorithm(annotation(&object.metadata, ALGORITHM), findings),
+        forwarding: forwarding(annotation(&object.metadata, FORWARDING), findings),
         families,
         addresses: if kind == "LoadBalancer" { addresses(object, families, findings) } else { Vec::new() },
         external_ips: external_ips(spec, families, findings),
@@ -79,6 +83,18 @@ fn algorithm(value: Option<&str>, findings: &mut Findings) -> Option<Algorithm> 
         other => {
             let message = format!("{:?} is not known; what --algorithm says is used", shorten(other));
             findings.warn(&format!("metadata.annotations[{ALGORITHM}]"), message, "use maglev or random");
+            None
+        }
+    }
+}
+
+fn forwarding(value: Option<&str>, findings: &mut Findings) -> Option<Forwarding> {
+    match value? {
+        "snat" => Some(Forwarding::Snat),
+        "dsr" => Some(Forwarding::Dsr),
+        other => {
+            let message = format!("{:?} is not known; what --forwarding says is used", shorten(other));
+            findings.warn(&format!("metadata.annotations[{FORWARDING}]"), message, "use snat or dsr");
             None
         }
     }

@@ -15,7 +15,7 @@ use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey};
 use crate::facts::Cidr;
 use crate::identity::Identity;
 use crate::index::Index;
-use crate::index::service::{Algorithm, Families, Left, Policy, Service, ServicePort};
+use crate::index::service::{Algorithm, Families, Forwarding, Left, Policy, Service, ServicePort};
 use crate::index::slice::{Endpoint, Family};
 use crate::maglev;
 use crate::object::{Kind, Name, ObjectRef};
@@ -185,6 +185,7 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
     }
     if service.left.is_none() {
         view.warnings.extend(frontends::warnings(here, service));
+        view.warnings.extend(no_tunnel(here, service));
     }
     Some(view)
 }
@@ -263,6 +264,9 @@ fn selection(
     if service.algorithm.unwrap_or(here.serving.algorithm) == Algorithm::Random {
         flags |= ServiceFlags::RANDOM;
     }
+    if is_dsr(service, here) && here.serving.has_tunnel {
+        flags |= ServiceFlags::DSR;
+    }
     let is_local = service.policy == Policy::Local;
     if is_local {
         flags |= ServiceFlags::LOCAL;
@@ -334,6 +338,21 @@ fn is_better(one: &Endpoint, other: &Endpoint) -> bool {
     let conditions = |endpoint: &Endpoint| [endpoint.ready, endpoint.serving, !endpoint.terminating];
     (conditions(one), &one.node, &one.node_hints, &one.zone_hints)
         > (conditions(other), &other.node, &other.node_hints, &other.zone_hints)
+}
+
+/// Whether VMs on other nodes are to see the client itself.
+fn is_dsr(service: &Service, here: &Here) -> bool {
+    service.forwarding.unwrap_or(here.serving.forwarding) == Forwarding::Dsr
+}
+
+fn no_tunnel(here: &Here, service: &Service) -> Option<Warning> {
+    if !is_dsr(service, here) || here.serving.has_tunnel {
+        return None;
+    }
+    let object = ObjectRef { kind: Kind::Service, name: service.name.clone() };
+    let message = "dsr needs a tunnel between the nodes; snat is used".to_owned();
+    let remedy = "give the agents --tunnel ip or udp";
+    Some(Warning::new(&object, "metadata.annotations[vmlb.io/forwarding]", message, remedy))
 }
 
 fn warnings(index: &Index, service: &Service, families: Families, views: &[PortView]) -> Vec<Warning> {

@@ -20,6 +20,8 @@ pub struct Service {
     pub policy: Policy,
     /// How a backend is chosen; `None`: as the agent's flag says.
     pub algorithm: Option<Algorithm>,
+    /// What VMs on other nodes see as the client; `None`: as the agent's flag says.
+    pub forwarding: Option<Forwarding>,
     /// The families it has; `None`: those of its EndpointSlices.
     pub families: Option<Families>,
     /// Load-balancer addresses that are ours to serve.
@@ -68,6 +70,16 @@ pub enum Algorithm {
     Maglev,
     /// By the dice.
     Random,
+}
+
+/// Annotation `vmlb.io/forwarding`, and flag `--forwarding`: how a VM on another node is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Forwarding {
+    /// With this node's address as the source.
+    #[default]
+    Snat,
+    /// With the client's, by the tunnel.
+    Dsr,
 }
 
 /// A set of IP families.

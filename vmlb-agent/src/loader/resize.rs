@@ -24,13 +24,14 @@ const FRESH: &str = "fresh";
 const RETIRED: &str = "retired";
 
 /// What packets change, beside flows.
-const COUNTED: [&str; 9] = [
+const COUNTED: [&str; 10] = [
     names::INHERITED[0],
     names::INHERITED[1],
     names::AFFINITY[0],
     names::AFFINITY[1],
     names::NEW_AFFINITY[0],
     names::NEW_AFFINITY[1],
+    names::TURNS,
     names::TRAFFIC,
     names::REASONS,
     names::SNAT_TRIES,

@@ -9,6 +9,9 @@ use crate::wire::TcpFlags;
 /// TCP flags that change a flow's state; all others pass without a second look.
 pub(super) const MARKS: TcpFlags = TcpFlags::SYN.with(TcpFlags::FIN).with(TcpFlags::RST);
 
+/// TCP flags that end a flow.
+pub(super) const ENDS: TcpFlags = TcpFlags::FIN.with(TcpFlags::RST);
+
 /// What became of a flow; a number, because it crosses a BPF subprogram boundary.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]

@@ -11,14 +11,21 @@ use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Protocol, TcpFlags, TcpHeader, UdpHeader};
 
+use super::Origin;
 use super::affinity;
 use super::end;
 use super::hop::{self, Validity, Way};
+use super::place;
 use super::translate::{End, Hops, translate};
+use super::tunnel::PROVED;
 
 /// A request of a proved flow: the path of nearly every packet we serve.
 #[inline(never)]
-pub(super) fn established<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+pub(super) fn established<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    origin: Origin,
+) -> u32 {
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
@@ -30,12 +37,17 @@ pub(super) fn established<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
         return Verdict::CONTINUE.number();
     };
     kernel.trace(packet, Step::ESTABLISHED, live.backend());
-    request(packet, kernel, Stage::Established, &transport, &key, &live.copy(), live).number()
+    let way = (Stage::Established, origin);
+    request(packet, kernel, way, &transport, &key, &live.copy(), live).number()
 }
 
 /// A request of a flow that is not proved yet. Where this packet proves it, the flow is in the other table afterwards.
 #[inline(never)]
-pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    origin: Origin,
+) -> u32 {
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
@@ -65,7 +77,7 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
         };
         (stage, live) = (Stage::Established, promoted);
     }
-    request(packet, kernel, stage, &transport, &key, &flow, live).number()
+    request(packet, kernel, (stage, origin), &transport, &key, &flow, live).number()
 }
 
 /// Whether this request shows that the client has what the backend answered: for TCP an acknowledgment of the SYN-ACK's
@@ -85,7 +97,7 @@ fn proves<A: Address>(transport: &Transport, reply: Live<'_, Reply<A>>) -> bool 
 /// Moves both sides to the tables that nothing evicts. The new pair is whole before the old one goes, and a new flow
 /// checks both tables for its key, so that no moment leaves the tuple free.
 #[inline(never)]
-fn promote<F: Family, K: Kernel + Tables<F>>(
+pub(super) fn promote<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &FlowKey<F::Address>,
     flow: &Flow<F::Address>,
@@ -94,8 +106,8 @@ fn promote<F: Family, K: Kernel + Tables<F>>(
     let Some(live) = kernel.reply(Stage::Half, reply_key) else {
         return 0;
     };
-    let reply = Reply { life: Life::LIVE, ..live.copy() };
-    match kernel.add_reply(Stage::Established, reply_key, &reply) {
+    // From one table into the other: a copy would not fit the stack.
+    match kernel.add_reply(Stage::Established, reply_key, live.shared()) {
         Ok(()) => {}
         // Another CPU is at it.
         Err(Refused::Exists) => return 0,
@@ -103,6 +115,9 @@ fn promote<F: Family, K: Kernel + Tables<F>>(
             kernel.count(Reason::TABLE_FULL_ESTABLISHED);
             return 0;
         }
+    }
+    if let Some(promoted) = kernel.reply(Stage::Established, reply_key) {
+        promoted.life().set(Life::LIVE);
     }
     if kernel.add_flow(Stage::Established, key, flow).is_err() {
         kernel.remove_reply(Stage::Established, reply_key);
@@ -119,7 +134,7 @@ fn promote<F: Family, K: Kernel + Tables<F>>(
 fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
-    stage: Stage,
+    (stage, origin): (Stage, Origin),
     transport: &Transport,
     key: &FlowKey<F::Address>,
     flow: &Flow<F::Address>,
@@ -132,9 +147,15 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         Some(turn) => turn.turned(),
         None => return orphaned(kernel, stage, key),
     };
-    let Some(backend) = kernel.endpoint(Turn::place(flow.backend, turned.side())) else {
+    let side =
+        if origin == Origin::TUNNEL { place::near::<F, K>(kernel, flow.backend) } else { turned.side() };
+    let Some(backend) = kernel.endpoint(Turn::place(flow.backend, side)) else {
         return orphaned(kernel, stage, key);
     };
+    let is_here = backend.flags & BackendFlags::LOCAL != 0;
+    if origin == Origin::TUNNEL && !is_here {
+        return Verdict::drop(Reason::TUNNEL_TARGET);
+    }
     let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
         return Verdict::PASS;
     };
@@ -154,12 +175,18 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if flags.any(end::MARKS) && end::note_request(kernel, stage, flags, key) == end::Outcome::REMOVED {
         return Verdict::CONTINUE;
     }
-    let is_here = backend.flags & BackendFlags::LOCAL != 0;
+    if origin == Origin::TUNNEL && flow.flags & Seen::HEARD == 0 {
+        note_heard(kernel, stage, key, flow, live);
+    }
     let destination = End { address: &backend.address, port: flow.target_port };
     let addresses = Delta::from_folded(flow.address_sum).with(backend.address.sum());
     let source = End { address: &flow.peer, port: flow.peer_port };
     let verdict = if flow.delivery == Delivery::KEPT && !is_here {
-        Verdict::drop(Reason::NO_TUNNEL)
+        kernel.with_parcel(|parcel| {
+            parcel.backend = flow.backend;
+            parcel.mark = if stage == Stage::Established { PROVED } else { 0 };
+        });
+        Verdict::CARRY
     } else if flow.delivery == Delivery::KEPT {
         // The source's address stays; its port too, unless another frontend's flow has it.
         let verdict =
@@ -185,6 +212,23 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         });
     }
     verdict
+}
+
+/// A request by the tunnel, after a reply: the node it comes from has seen the reply, and the next ones need not go there.
+#[inline(always)]
+fn note_heard<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    stage: Stage,
+    key: &FlowKey<F::Address>,
+    flow: &Flow<F::Address>,
+    live: Live<'_, Flow<F::Address>>,
+) {
+    if let Some(reply) = kernel.reply(stage, &flow.reply_key(key.protocol))
+        && reply.flags().get() & Seen::ANSWERED != 0
+    {
+        reply.flags().insert(Seen::HEARD);
+        live.flags().insert(Seen::HEARD);
+    }
 }
 
 /// The first packet of a flow to where its VM has moved is not to be a FIN: KubeVirt's translation there would not know the

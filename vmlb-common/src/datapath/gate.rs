@@ -1,6 +1,6 @@
 //! Tells packets that cannot be ours, by bitmaps alone. Most traffic on a node ends here.
 
-use crate::abi::Gate;
+use crate::abi::{Gate, TunnelShape};
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Kernel, Step};
 use crate::packet::{Frame, Packet};
@@ -13,11 +13,18 @@ pub(super) struct Entrance {
     pub(super) may_be_error: bool,
     pub(super) may_be_reply: bool,
     pub(super) may_be_request: bool,
+    pub(super) may_be_wrapped: bool,
 }
 
 impl Entrance {
     const fn closed(verdict: Verdict) -> Self {
-        Self { verdict, may_be_error: false, may_be_reply: false, may_be_request: false }
+        Self {
+            verdict,
+            may_be_error: false,
+            may_be_reply: false,
+            may_be_request: false,
+            may_be_wrapped: false,
+        }
     }
 }
 
@@ -43,6 +50,9 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
     if protocol == F::ICMP && is_to_us(kernel, &ip.destination()) {
         return Entrance { may_be_error: true, ..Entrance::closed(Verdict::CONTINUE) };
     }
+    if protocol == F::IP_IN_IP && is_to_us(kernel, &ip.destination()) && shape(kernel) == TunnelShape::IP {
+        return Entrance { may_be_wrapped: true, ..Entrance::closed(Verdict::CONTINUE) };
+    }
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Entrance::closed(Verdict::PASS);
     }
@@ -58,8 +68,9 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
     if !may_be_request && !may_be_reply {
         return Entrance::closed(Verdict::PASS);
     }
+    let may_be_wrapped = may_be_reply && protocol == Protocol::UDP && is_tunnel(kernel, port);
     kernel.trace(packet, Step::GATE, u32::from(port));
-    Entrance { verdict: Verdict::CONTINUE, may_be_error: false, may_be_reply, may_be_request }
+    Entrance { may_be_reply, may_be_request, may_be_wrapped, ..Entrance::closed(Verdict::CONTINUE) }
 }
 
 /// Whether an address is of a frontend, or SNAT's.
@@ -67,6 +78,34 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
 fn is_to_us<K: Kernel, A: Address>(kernel: &K, address: &A) -> bool {
     let bit = Gate::hash(address);
     is_set(kernel, Gate::FRONTEND_ADDRESSES, bit) || is_set(kernel, Gate::SNAT_ADDRESSES, bit)
+}
+
+/// Whether a port is a frontend's.
+#[inline(always)]
+pub(super) fn is_frontend<K: Kernel>(kernel: &K, port: u16) -> bool {
+    is_set(kernel, Gate::FRONTEND_PORTS, port)
+}
+
+/// Whether an address may be a frontend's.
+#[inline(always)]
+pub(super) fn may_be_frontend<K: Kernel, A: Address>(kernel: &K, address: &A) -> bool {
+    is_set(kernel, Gate::FRONTEND_ADDRESSES, Gate::hash(address))
+}
+
+#[inline(always)]
+fn shape<K: Kernel>(kernel: &K) -> u8 {
+    match kernel.settings() {
+        Some(settings) => settings.tunnel.shape,
+        None => TunnelShape::NONE,
+    }
+}
+
+#[inline(always)]
+fn is_tunnel<K: Kernel>(kernel: &K, port: u16) -> bool {
+    match kernel.settings() {
+        Some(settings) => settings.tunnel.shape == TunnelShape::UDP && settings.tunnel.port == port,
+        None => false,
+    }
 }
 
 /// Fragments and headers with options to one of our addresses are counted; the stack gets them as they came.

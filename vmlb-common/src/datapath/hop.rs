@@ -75,7 +75,7 @@ pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
 /// Whether a frame is short enough for its way: the kernel would drop it without a word (`xdp_ok_fwd_dev`,
 /// `is_skb_forwardable`).
 #[inline(always)]
-fn fits<F: Family, P: Packet>(packet: &mut P, mtu: u32) -> Verdict {
+pub(super) fn fits<F: Family, P: Packet>(packet: &mut P, mtu: u32) -> Verdict {
     if packet.uncut_length() <= mtu.saturating_add(size_of::<Ethernet>() as u32) {
         return Verdict::CONTINUE;
     }

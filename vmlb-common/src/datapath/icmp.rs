@@ -106,7 +106,11 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
         return rewrite.deliver::<P>(packet, quoted.protocol).number();
     }
     if delivery == Delivery::KEPT {
-        return Verdict::drop(Reason::NO_TUNNEL).number();
+        kernel.with_parcel(|parcel| {
+            parcel.backend = id;
+            parcel.mark = super::tunnel::PROVED;
+        });
+        return Verdict::CARRY.number();
     }
     if is_here && P::SENDING == Sending::Frames {
         return Verdict::defer(Reason::POD_DEVICE).number();

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use crate::abi::{
     Backend, BackendFlags, ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, Target,
+    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, TagKey, Target,
 };
 use crate::family::Family;
 use crate::flow::selection_hash;
@@ -13,17 +13,24 @@ use crate::packet::{Frame, Packet, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, UdpHeader};
 
+use super::Origin;
 use super::affinity;
 use super::end;
+use super::forward;
 use super::hop::{NOWHERE, device_flags, leaves_by};
 use super::inherited::{holds_replies, is_inherited};
 use super::place::present;
 use super::snat::{self, Tuple};
 use super::translate::address_delta;
+use super::tunnel::PROVED;
 
 /// Sees to it that a request has a flow. [`Verdict::CONTINUE`] when it has one.
 #[inline(never)]
-pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    origin: Origin,
+) -> u32 {
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
@@ -38,24 +45,36 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
         return Verdict::CONTINUE.number();
     }
     reply.seen = now;
-    let Some(frontend) = frontend(kernel, &reply.flow) else {
+    let is_carried = origin == Origin::TUNNEL;
+    let Some(frontend) = frontend(kernel, &reply.flow, origin) else {
         return Verdict::PASS.number();
     };
-    if transport.protocol == Protocol::TCP && !transport.flags.is_opening() {
+    if transport.protocol == Protocol::TCP && !transport.flags.is_opening() && !is_carried {
         return Verdict::punt(Reason::MID_FLOW).number();
     }
-    if transport.protocol == Protocol::UDP && is_inherited::<F, P, K>(packet, kernel) {
+    if transport.protocol == Protocol::UDP && !is_carried && is_inherited::<F, P, K>(packet, kernel) {
         return Verdict::punt(Reason::INHERITED).number();
     }
     let Some(service) = kernel.service(frontend.service) else {
         return Verdict::PASS.number();
     };
     let client = ClientKey { service: frontend.service, client: reply.flow.client };
-    if frontend.flags & FrontendFlags::RANGES != 0 && !kernel.is_in_ranges(&client) {
+    // The node that the client addressed has asked.
+    if frontend.flags & FrontendFlags::RANGES != 0 && !is_carried && !kernel.is_in_ranges(&client) {
         return Verdict::drop(Reason::SOURCE_RANGE).number();
     }
     let hash = selection_hash(&reply.flow.client, &transport);
-    let Some(target) = choose(kernel, &service, &client, hash) else {
+    let mut mark = 0;
+    let target = if is_carried {
+        kernel.with_parcel(|parcel| {
+            mark = parcel.mark;
+            reply.via = parcel.via;
+        });
+        kernel.tagged(&TagKey { service: frontend.service, tag: mark & !PROVED })
+    } else {
+        choose(kernel, &service, &client, hash)
+    };
+    let Some(target) = target else {
         return without_backend(&service).number();
     };
     let Some(backend) = present::<F, K>(kernel, target.backend) else {
@@ -71,11 +90,18 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
     flow.peer_port = transport.source_port;
     flow.target_port = target.port;
     flow.delivery = Delivery::SNAT;
-    if backend.flags & BackendFlags::LOCAL != 0 {
+    if backend.flags & BackendFlags::LOCAL != 0 || is_carried {
         let verdict = here(packet, kernel, &service, flow, reply);
         if verdict.is_final() {
             return verdict.number();
         }
+    }
+    let is_elsewhere = backend.flags & BackendFlags::LOCAL == 0;
+    if service.flags & ServiceFlags::DSR != 0 && is_elsewhere && backend.node != F::Address::default() {
+        flow.delivery = Delivery::KEPT;
+    }
+    if is_carried && flow.delivery != Delivery::KEPT {
+        return Verdict::drop(Reason::SOURCE_NOT_KEPT).number();
     }
     if flow.delivery != Delivery::KEPT {
         let verdict = elsewhere(packet, kernel, backend, flow, reply);
@@ -100,7 +126,10 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, 
         kernel.remove_reply(Stage::Half, &flow.reply_key(reply.flow.protocol));
         return Verdict::CONTINUE.number();
     }
-    if service.affinity != 0 {
+    if mark & PROVED != 0 {
+        forward::promote(kernel, &reply.flow, flow, &flow.reply_key(reply.flow.protocol));
+    }
+    if service.affinity != 0 && !is_carried {
         affinity::note(kernel, &client, &target);
     }
     kernel.account(flow.backend, |traffic| traffic.opened = traffic.opened.wrapping_add(1));
@@ -131,13 +160,18 @@ fn is_open<F: Family, K: Kernel + Tables<F>>(kernel: &K, flags: TcpFlags, key: &
 }
 
 #[inline(always)]
-fn frontend<F: Family, K: Kernel + Tables<F>>(kernel: &K, flow: &FlowKey<F::Address>) -> Option<Frontend> {
-    kernel.frontend(&FrontendKey {
-        address: flow.frontend,
-        port: flow.frontend_port,
-        protocol: flow.protocol,
-        pad: 0,
-    })
+fn frontend<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    flow: &FlowKey<F::Address>,
+    origin: Origin,
+) -> Option<Frontend> {
+    let (port, protocol) = (flow.frontend_port, flow.protocol);
+    let found = kernel.frontend(&FrontendKey { address: flow.frontend, port, protocol, pad: 0 });
+    if found.is_some() || origin != Origin::TUNNEL || !kernel.is_node(&flow.frontend) {
+        return found;
+    }
+    // A node port of another node: every node has it.
+    kernel.frontend(&FrontendKey { address: F::Address::default(), port, protocol, pad: 0 })
 }
 
 /// The target that the client stays with, else one of the selection table's.

@@ -1,7 +1,7 @@
 //! Where a backend is: which of its two endpoints is the present one, and the moment in which a VM that migrates shows itself
 //! at the other.
 
-use crate::abi::{Arrival, ArrivalSign, Backend, Turn};
+use crate::abi::{Arrival, ArrivalSign, Backend, BackendFlags, Turn};
 use crate::family::Family;
 use crate::kernel::{Kernel, Tables};
 use crate::packet::Transport;
@@ -16,6 +16,24 @@ pub(super) fn present<F: Family, K: Kernel + Tables<F>>(
 ) -> Option<&Backend<F::Address>> {
     let side = kernel.turn(backend)?.turned().side();
     kernel.endpoint(Turn::place(backend, side))
+}
+
+/// The side of a backend that is on this node, for packets of another node's tunnel: that node knows better where the VM is, or
+/// makes its new place ready. The present side where neither is.
+#[inline(never)]
+pub(super) fn near<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32) -> u32 {
+    let side = match kernel.turn(backend) {
+        Some(turn) => turn.turned().side(),
+        None => return 0,
+    };
+    match kernel.endpoint(Turn::place(backend, side)) {
+        Some(endpoint) if endpoint.flags & BackendFlags::LOCAL != 0 => return side,
+        _ => {}
+    }
+    match kernel.endpoint(Turn::place(backend, side ^ 1)) {
+        Some(endpoint) if endpoint.flags & BackendFlags::LOCAL != 0 => side ^ 1,
+        _ => side,
+    }
 }
 
 /// Whether the VM is at this side; where it is not, what comes from there may be its launcher's.

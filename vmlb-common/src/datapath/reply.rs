@@ -55,6 +55,11 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
         return verdict.number();
     }
     account(kernel, &transport, &found);
+    let via = found.live.via();
+    if via != F::Address::default() && found.returns(kernel) {
+        kernel.with_parcel(|parcel| parcel.via = via);
+        return Verdict::CARRY.number();
+    }
     Verdict::DELIVER.number()
 }
 
@@ -71,6 +76,18 @@ struct Found<'a, F: Family> {
 }
 
 impl<F: Family> Found<'_, F> {
+    /// Whether a reply goes back by the node that the client addressed: until that node is known to know of it, or always.
+    #[inline(always)]
+    fn returns<K: Kernel>(&self, kernel: &K) -> bool {
+        if self.live.flags().get() & Seen::HEARD == 0 {
+            return true;
+        }
+        match kernel.settings() {
+            Some(settings) => settings.tunnel.returns != 0,
+            None => false,
+        }
+    }
+
     /// Whether the VM is, or has just shown itself to be, where the reply comes from; a reset from elsewhere is dropped.
     #[inline(always)]
     fn sighted<K: Kernel>(&self, kernel: &K, transport: &Transport) -> Verdict {
@@ -185,17 +202,26 @@ fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel:
 /// Notes what the reply proves or ends.
 #[inline(always)]
 fn note<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, found: &Found<'_, F>) {
-    if found.stage == Stage::Half && found.live.flags().get() & Seen::ANSWERED == 0 {
-        let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
-        if transport.protocol == Protocol::UDP {
-            found.live.flags().insert(Seen::ANSWERED);
-        } else if transport.flags.0 & syn_ack.0 == syn_ack.0 {
-            found.live.sequence().set(transport.sequence.wrapping_add(1));
-            found.live.flags().insert(Seen::ANSWERED);
-        }
-    }
-    if transport.flags.any(TcpFlags::FIN.with(TcpFlags::RST)) {
+    note_answer::<F>(transport, found.stage, found.live);
+    if transport.flags.any(end::ENDS) {
         end::note_reply(kernel, found.stage, transport.flags, found.live);
+    }
+}
+
+/// Notes the first reply: what the client is to acknowledge before it is believed. A flow that came by the tunnel in its
+/// middle is proved already; its first reply tells the node that it came by.
+#[inline(always)]
+pub(super) fn note_answer<F: Family>(transport: &Transport, stage: Stage, live: Live<'_, Reply<F::Address>>) {
+    let is_first = live.flags().get() & Seen::ANSWERED == 0;
+    if !is_first || stage == Stage::Established && live.via() == F::Address::default() {
+        return;
+    }
+    let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
+    if transport.protocol == Protocol::UDP || stage == Stage::Established {
+        live.flags().insert(Seen::ANSWERED);
+    } else if transport.flags.0 & syn_ack.0 == syn_ack.0 {
+        live.sequence().set(transport.sequence.wrapping_add(1));
+        live.flags().insert(Seen::ANSWERED);
     }
 }
 

@@ -11,6 +11,9 @@ use crate::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Protocol, TcpHeader, UdpHeader, Wire};
 
+/// Words of an Ethernet header.
+const ETHERNET: usize = 7;
+
 /// Marks a buffer that behaves like a frame at XDP.
 #[derive(Clone, Copy, Debug)]
 pub struct Xdp;
@@ -69,6 +72,24 @@ impl<H> Buffer<H> {
         self.length = kept + front;
     }
 
+    /// Makes room behind the Ethernet header.
+    fn widen(&mut self, octets: u32) {
+        let words = octets as usize / 2;
+        self.words.splice(ETHERNET..ETHERNET, std::iter::repeat_n(0xdead, words));
+        self.length += words * 2;
+    }
+
+    /// Takes octets out behind the Ethernet header, if there are so many.
+    fn narrow(&mut self, octets: u32) -> bool {
+        let words = octets as usize / 2;
+        let is_long_enough = self.length >= (ETHERNET + words) * 2;
+        if is_long_enough {
+            self.words.drain(ETHERNET..ETHERNET + words);
+            self.length -= words * 2;
+        }
+        is_long_enough
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "`new` takes no longer frames")]
     fn size(&self) -> u32 {
         self.length as u32
@@ -116,6 +137,17 @@ impl Packet for Buffer<Xdp> {
         self.cut(kept, front);
         true
     }
+
+    fn wrap<F: Family>(&mut self, _shape: u8, octets: u32) -> bool {
+        self.widen(octets);
+        true
+    }
+
+    fn unwrap<F: Family>(&mut self, octets: u32) -> bool {
+        self.narrow(octets)
+    }
+
+    fn reach(&mut self, _octets: u32) {}
 
     fn send(&mut self, hop: Slot) -> Verdict {
         address_frame(self, hop);
@@ -177,6 +209,17 @@ impl Packet for Buffer<Tc> {
     fn reshape(&mut self, _kept: u32, _front: u32) -> bool {
         false
     }
+
+    fn wrap<F: Family>(&mut self, _shape: u8, octets: u32) -> bool {
+        self.widen(octets);
+        true
+    }
+
+    fn unwrap<F: Family>(&mut self, octets: u32) -> bool {
+        self.narrow(octets)
+    }
+
+    fn reach(&mut self, _octets: u32) {}
 
     fn send(&mut self, hop: Slot) -> Verdict {
         self.sent_by = Some(hop.ifindex());

@@ -11,7 +11,7 @@ use crate::abi::{
 };
 use crate::datapath::sweep;
 use crate::family::{Address, V4, V6};
-use crate::kernel::{Refused, Stage, Tables};
+use crate::kernel::{Parcel, Refused, Stage, Tables};
 use crate::live::{Live, Slot, Word};
 
 use super::HostFamily;
@@ -28,6 +28,9 @@ pub struct Side<A> {
     nodes: BTreeSet<A>,
     pub(super) pods: BTreeMap<A, Pod>,
     hops: RefCell<BTreeMap<u32, Rc<UnsafeCell<Hop>>>>,
+    tunnel_hops: RefCell<BTreeMap<u32, Rc<UnsafeCell<Hop>>>>,
+    parcel: RefCell<Parcel<A>>,
+    parcel_hop: UnsafeCell<Hop>,
     established: Pair<A>,
     half: Pair<A>,
     inherited: Table<WireKey<A>, Inherited>,
@@ -55,6 +58,9 @@ impl<A: Address + Ord> Side<A> {
             nodes: BTreeSet::new(),
             pods: BTreeMap::new(),
             hops: RefCell::default(),
+            tunnel_hops: RefCell::default(),
+            parcel: RefCell::new(Parcel::default()),
+            parcel_hop: UnsafeCell::new(Hop::default()),
             established: Pair::new(capacities.flows, WhenFull::Refuse),
             half: Pair::new(capacities.half_flows, WhenFull::Evict),
             inherited: Table::new(capacities.inherited as usize, WhenFull::Refuse),
@@ -70,11 +76,15 @@ impl<A: Address + Ord> Side<A> {
     }
 
     fn hop(&self, id: u32) -> NonNull<Hop> {
-        let mut hops = self.hops.borrow_mut();
-        let cell = hops.entry(id).or_default();
-        // The address of a cell behind a shared reference, never null.
-        NonNull::new(cell.get()).expect("cells have addresses")
+        place(&self.hops, id)
     }
+}
+
+fn place(hops: &RefCell<BTreeMap<u32, Rc<UnsafeCell<Hop>>>>, id: u32) -> NonNull<Hop> {
+    let mut hops = hops.borrow_mut();
+    let cell = hops.entry(id).or_default();
+    // The address of a cell behind a shared reference, never null.
+    NonNull::new(cell.get()).expect("cells have addresses")
 }
 
 /// Both tables of a stage, by key.
@@ -200,6 +210,7 @@ impl Node {
         side.inherited.clear();
         side.clients.clear();
         side.hops.borrow_mut().clear();
+        side.tunnel_hops.borrow_mut().clear();
     }
 
     /// One ageing pass over all flow tables, in the order of the BPF program.
@@ -265,6 +276,22 @@ impl<F: HostFamily> Tables<F> for Node {
         self.looked_up();
         // SAFETY: the cell lives as long as the node.
         (id < self.capacities().backends).then(|| unsafe { Slot::new(F::side(self).hop(id)) })
+    }
+
+    fn tunnel_hop(&self, id: u32) -> Option<Slot> {
+        self.looked_up();
+        let hops = &F::side(self).tunnel_hops;
+        // SAFETY: the cell lives as long as the node.
+        (id < self.capacities().backends).then(|| unsafe { Slot::new(place(hops, id)) })
+    }
+
+    fn with_parcel(&self, use_it: impl FnOnce(&mut Parcel<F::Address>)) {
+        use_it(&mut F::side(self).parcel.borrow_mut());
+    }
+
+    fn parcel_hop(&self) -> Option<Slot> {
+        // SAFETY: the cell lives as long as the node.
+        NonNull::new(F::side(self).parcel_hop.get()).map(|hop| unsafe { Slot::new(hop) })
     }
 
     fn pod(&self, address: &F::Address) -> Option<Pod> {

@@ -7,8 +7,8 @@ use std::hash::Hash;
 use anyhow::{Context, bail, ensure};
 use vmlb_common::abi::{
     Affinity, Backend, BackendName, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
-    Inherited, NeighbourKey, Pod, RangeKey, Reply, ReplyKey, Service, ServiceName, Settings, Target,
-    TargetKey, Traffic, WireKey, names,
+    Inherited, NeighbourKey, Pod, RangeKey, Reply, ReplyKey, Service, ServiceName, Settings, TagKey, Target,
+    TargetKey, Traffic, Turn, WireKey, names,
 };
 use vmlb_common::family::{Address, Address4, Address6};
 
@@ -34,6 +34,10 @@ pub fn mirror(name: &'static str, from: &PinRoot, to: &PinRoot) -> anyhow::Resul
         names::SERVICE_NAMES => way.hash::<u32, ServiceName>(),
         names::BACKEND_NAMES => way.hash::<u32, BackendName>(),
         names::NEIGHBOURS => way.hash::<NeighbourKey, u32>(),
+        names::TURNS => way.array::<Turn>(),
+        names::TAGS => way.hash::<TagKey, Target>(),
+        // What is in it has been read, or is for nobody.
+        names::ARRIVALS => Ok(()),
         names::TRAFFIC => way.per_cpu::<Traffic>(),
         names::REASONS | names::SNAT_TRIES => way.per_cpu::<u64>(),
         // It is full again after a second.
@@ -62,13 +66,14 @@ impl Way<'_> {
             () if is(names::FRONTENDS) => self.hash::<FrontendKey<A>, Frontend>(),
             () if is(names::BACKENDS) => self.array::<Backend<A>>(),
             () if is(names::PODS) => self.hash::<A, Pod>(),
+            () if is(names::NODES) => self.hash::<A, u32>(),
             () if is(names::RANGES) => self.hash::<RangeKey<A>, u32>(),
             () if is(names::AFFINITY) || is(names::NEW_AFFINITY) => self.hash::<ClientKey<A>, Affinity>(),
             () if is(names::INHERITED) => self.hash::<WireKey<A>, Inherited>(),
             () if is(names::FLOWS) || is(names::HALF_FLOWS) => self.hash::<FlowKey<A>, Flow<A>>(),
             () if is(names::REPLIES) || is(names::HALF_REPLIES) => self.hash::<ReplyKey<A>, Reply<A>>(),
             // A cache, filled by the first packet.
-            () if is(names::HOPS) => Ok(()),
+            () if is(names::HOPS) || is(names::TUNNEL_HOPS) => Ok(()),
             () => bail!("this vmlb does not know how"),
         }
     }
@@ -165,4 +170,4 @@ macro_rules! empty_by_default {
     )*};
 }
 
-empty_by_default!(Service, Traffic, Backend<Address4>, Backend<Address6>);
+empty_by_default!(Turn, Service, Traffic, Backend<Address4>, Backend<Address6>);

@@ -1,0 +1,362 @@
+//! The tunnel between the cluster's nodes (way 6): requests whose source is kept go to their backend's node as they came from
+//! the client, and what the backend's node cannot send to the client itself comes back the same way.
+//!
+//! A packet carries a mark: the backend's tag, because the far node is to serve it by the backend that this one has chosen,
+//! and whether the flow is proved, because the far node keeps flows that nobody has proved where a flood may evict them.
+
+use crate::abi::{DeviceFlags, FlowKey, Tunnel, TunnelShape, Turn};
+use crate::checksum::Delta;
+use crate::family::{Family, Header};
+use crate::kernel::{Kernel, Stage, Step, Tables};
+use crate::packet::{Frame, InIp, InUdp, Packet, Transport, overhead};
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{Be16, Ethernet, Protocol, UdpHeader, VxlanHeader};
+
+use super::end;
+use super::hop::{self, Validity, Way};
+use super::place;
+use super::reply;
+use super::translate::{End, Hops, translate};
+
+/// The bit of a mark that says that the flow is proved; the others are [`crate::abi::Backend::tag`].
+pub(super) const PROVED: u32 = 0x8000;
+
+/// What [`arrived`] makes of a packet: a verdict, or one of these.
+pub(super) struct Unpacked;
+
+impl Unpacked {
+    /// A client's request, or an error about what the client got; the mark is in the parcel.
+    pub(super) const REQUEST: u32 = 1 << 31;
+    /// A reply that its backend's node has translated.
+    pub(super) const REPLY: u32 = 1 << 30;
+}
+
+/// What is inside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+struct Inside(u32);
+
+impl Inside {
+    /// Nothing for vmlb: other things use protocol 4 between nodes too, overlays for one.
+    const FOREIGN: Self = Self(0);
+    const REQUEST: Self = Self(1);
+    const REPLY: Self = Self(2);
+    /// For vmlb, but no node of the cluster has sent it.
+    const FORGED: Self = Self(3);
+}
+
+/// From another node: looks at what is inside, and if it is ours takes it out of its wrapping. Whose flow it is of the next
+/// stages find as for any packet; what they cannot read from it is in the parcel.
+#[inline(never)]
+pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::PASS.number();
+    };
+    let shape = if frame.ip.protocol() == F::IP_IN_IP { TunnelShape::IP } else { TunnelShape::UDP };
+    packet.reach(size_of::<InUdp<F::Header, UdpHeader>>() as u32);
+    let inside = if shape == TunnelShape::IP {
+        match packet.view::<InIp<F::Header, UdpHeader>>() {
+            Some(frame) => {
+                let mark = u32::from(frame.outer.mark().get());
+                judge::<F, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
+            }
+            None => Inside::FOREIGN,
+        }
+    } else {
+        match packet.view::<InUdp<F::Header, UdpHeader>>() {
+            Some(frame) if frame.vxlan.is_of(network(kernel)) => {
+                let mark = u32::from(frame.vxlan.mark.get());
+                judge::<F, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
+            }
+            _ => Inside::FOREIGN,
+        }
+    };
+    let outcome = match inside {
+        Inside::FOREIGN => return Verdict::PASS.number(),
+        Inside::FORGED => return Verdict::drop(Reason::TUNNEL_SOURCE).number(),
+        Inside::REPLY => Unpacked::REPLY,
+        _ => Unpacked::REQUEST,
+    };
+    if !packet.unwrap::<F>(overhead::<F>(shape)) {
+        return Verdict::drop(Reason::MALFORMED).number();
+    }
+    kernel.trace(packet, Step::UNWRAPPED, outcome);
+    outcome
+}
+
+/// Whose what is inside is, by the gate; notes the mark and the sender in the parcel.
+#[inline(always)]
+fn judge<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    outer: &F::Header,
+    mark: u32,
+    inner: &F::Header,
+    transport: &UdpHeader,
+) -> Inside {
+    if !inner.is_version() || !inner.is_plain() || inner.is_fragment() {
+        return Inside::FOREIGN;
+    }
+    let protocol = inner.protocol();
+    let has_ports = protocol == Protocol::TCP || protocol == Protocol::UDP;
+    let (from, to) = (inner.source(), inner.destination());
+    let asks = if has_ports {
+        super::gate::is_frontend(kernel, transport.destination.get()) && is_ours::<F, K>(kernel, &to)
+    } else {
+        protocol == F::ICMP && is_ours::<F, K>(kernel, &to)
+    };
+    let answers = has_ports
+        && super::gate::is_frontend(kernel, transport.source.get())
+        && is_ours::<F, K>(kernel, &from);
+    if !asks && !answers {
+        return Inside::FOREIGN;
+    }
+    let via = outer.source();
+    if !kernel.is_node(&via) {
+        return Inside::FORGED;
+    }
+    kernel.with_parcel(|parcel| {
+        parcel.via = via;
+        parcel.mark = mark;
+    });
+    // A client may have a frontend's port and address for its own; only the mark of a request is never zero.
+    if asks && mark != 0 { Inside::REQUEST } else { Inside::REPLY }
+}
+
+/// Whether an address is a frontend's here, or another node's, whose node ports it may be.
+#[inline(always)]
+fn is_ours<F: Family, K: Kernel + Tables<F>>(kernel: &K, address: &F::Address) -> bool {
+    super::gate::may_be_frontend(kernel, address) || kernel.is_node(address)
+}
+
+#[inline(always)]
+fn tunnel<K: Kernel>(kernel: &K) -> Tunnel {
+    match kernel.settings() {
+        Some(settings) => settings.tunnel,
+        None => Tunnel::default(),
+    }
+}
+
+#[inline(always)]
+fn network<K: Kernel>(kernel: &K) -> u32 {
+    tunnel(kernel).network
+}
+
+/// A request, or an error about a reply, whose backend ([`crate::kernel::Parcel::backend`]) is on another node: there, as it
+/// came from the client.
+#[inline(never)]
+pub(super) fn carry<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let mut id = 0;
+    kernel.with_parcel(|parcel| id = parcel.backend);
+    let (Some(backend), Some(slot)) = (place::present::<F, K>(kernel, id), kernel.tunnel_hop(id)) else {
+        return Verdict::drop(Reason::BACKEND_GONE).number();
+    };
+    let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
+        return Verdict::drop(Reason::NO_TUNNEL).number();
+    };
+    let tag = backend.tag;
+    kernel.with_parcel(|parcel| parcel.mark |= tag);
+    kernel.trace(packet, Step::CARRIED, id);
+    wrap::<F, P, K>(packet, kernel, &validity, slot, &backend.node, Hops::Counted).number()
+}
+
+/// A reply, translated, whose client is to get it by the node that it addressed ([`crate::kernel::Parcel::via`]).
+#[inline(never)]
+pub(super) fn back<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let mut via = F::Address::default();
+    kernel.with_parcel(|parcel| {
+        via = parcel.via;
+        parcel.mark = 0;
+    });
+    let (Some(slot), Some(validity)) = (kernel.parcel_hop(), Validity::new::<P, K>(kernel, 0)) else {
+        return Verdict::drop(Reason::NO_TUNNEL).number();
+    };
+    // What is there is another flow's.
+    slot.fill(crate::abi::Hop::NOWHERE);
+    wrap::<F, P, K>(packet, kernel, &validity, slot, &via, Hops::Kept).number()
+}
+
+/// Wraps a packet and sends it to a node.
+#[inline(always)]
+fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    validity: &Validity,
+    slot: crate::live::Slot,
+    node: &F::Address,
+    hops: Hops,
+) -> Verdict {
+    let tunnel = tunnel(kernel);
+    if tunnel.shape == TunnelShape::NONE || *node == F::Address::default() {
+        return Verdict::drop(Reason::NO_TUNNEL);
+    }
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED);
+    };
+    let destination = frame.ip.destination();
+    let way = Way {
+        protocol: F::IP_IN_IP,
+        source: End { address: &destination, port: 0 },
+        destination: End { address: node, port: 0 },
+        addresses: Delta::ZERO,
+        wanted: DeviceFlags::UPLINK,
+    };
+    let verdict = hop::aim(packet, kernel, validity, slot, &way);
+    if verdict.is_final() {
+        return if verdict.is_punt() { Verdict::drop(verdict.reason()) } else { verdict };
+    }
+    let wrapping = overhead::<F>(tunnel.shape);
+    let verdict = hop::fits::<F, P>(packet, slot.mtu().saturating_sub(wrapping));
+    if verdict.is_final() {
+        return verdict;
+    }
+    Verdict::from_number(seal::<F, P, K>(packet, kernel, slot, node, hops))
+}
+
+/// Writes the wrapping and sends the packet by `slot`.
+#[inline(never)]
+fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    slot: crate::live::Slot,
+    node: &F::Address,
+    hops: Hops,
+) -> u32 {
+    let tunnel = tunnel(kernel);
+    let Some(device) = kernel.device(slot.ifindex()) else {
+        return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
+    };
+    let own = kernel.snat_address(device);
+    if *own == F::Address::default() {
+        return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
+    }
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    if hops == Hops::Counted {
+        if frame.ip.ttl() <= 1 {
+            return Verdict::drop(Reason::TTL_EXPIRED).number();
+        }
+        let hop = frame.ip.decrement_ttl();
+        let _field = frame.ip.fix_checksum(hop);
+    }
+    let inner = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
+    // Networks spread flows by the outer ports.
+    let entropy = 0xc000 | (frame.transport.source.get() ^ frame.transport.destination.get()) & 0x3fff;
+    let mut mark = 0;
+    kernel.with_parcel(|parcel| mark = parcel.mark);
+    let mark = Be16::new(mark as u16);
+    let wrapping = overhead::<F>(tunnel.shape);
+    if !packet.wrap::<F>(tunnel.shape, wrapping) {
+        return Verdict::drop(Reason::NO_TUNNEL).number();
+    }
+    let length = (inner + wrapping).wrapping_sub(size_of::<F::Header>() as u32) as u16;
+    if tunnel.shape == TunnelShape::IP {
+        let Some(frame) = packet.view::<InIp<F::Header, UdpHeader>>() else {
+            return Verdict::drop(Reason::MALFORMED).number();
+        };
+        frame.outer.originate(own, node, F::IP_IN_IP, length);
+        frame.outer.set_mark(mark);
+    } else {
+        let Some(frame) = packet.view::<InUdp<F::Header, UdpHeader>>() else {
+            return Verdict::drop(Reason::MALFORMED).number();
+        };
+        frame.outer.originate(own, node, Protocol::UDP, length);
+        frame.udp.source = Be16::new(entropy);
+        frame.udp.destination = Be16::new(tunnel.port);
+        frame.udp.length = Be16::new(length);
+        // None: RFC 768 over IPv4, RFC 6935 over IPv6. What is inside has its own.
+        frame.udp.checksum = Be16::default();
+        frame.vxlan = VxlanHeader::new(tunnel.network, mark);
+        frame.inner = Ethernet {
+            destination: [Be16::default(); 3],
+            source: [Be16::default(); 3],
+            ethertype: F::ETHERTYPE,
+        };
+    }
+    packet.send(slot).number()
+}
+
+/// A reply out of the tunnel, as the client is to get it: it proves what any reply proves, and shows where the VM is.
+#[inline(never)]
+pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(transport) = Transport::read::<F, P>(packet) else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let key = FlowKey {
+        client: frame.ip.destination(),
+        frontend: frame.ip.source(),
+        client_port: transport.destination_port,
+        frontend_port: transport.source_port,
+        protocol: transport.protocol.number(),
+        pad: 0,
+        pad2: 0,
+    };
+    let (stage, flow) = match kernel.flow(Stage::Established, &key) {
+        Some(flow) => (Stage::Established, flow.copy()),
+        None => match kernel.flow(Stage::Half, &key) {
+            Some(flow) => (Stage::Half, flow.copy()),
+            None => return Verdict::drop(Reason::TUNNEL_FRONTEND).number(),
+        },
+    };
+    let reply = match kernel.reply(stage, &flow.reply_key(key.protocol)) {
+        Some(reply) if reply.flow() == key && reply.revive() => reply,
+        _ => return Verdict::drop(Reason::FLOW_BUSY).number(),
+    };
+    let mut via = F::Address::default();
+    kernel.with_parcel(|parcel| via = parcel.via);
+    let side = side_on::<F, K>(kernel, flow.backend, &via);
+    let verdict =
+        Verdict::from_number(place::answered(kernel, flow.backend, side, u32::from(transport.flags.0)));
+    if verdict.is_final() {
+        return verdict.number();
+    }
+    let Some(validity) = Validity::new::<P, K>(kernel, 0) else {
+        return Verdict::drop(Reason::NO_ROUTE).number();
+    };
+    reply.seen().refresh(validity.now);
+    reply::note_answer::<F>(&transport, stage, reply);
+    if transport.flags.any(end::ENDS) {
+        end::note_reply(kernel, stage, transport.flags, reply);
+    }
+    let way = Way {
+        protocol: transport.protocol,
+        source: End { address: &key.frontend, port: key.frontend_port },
+        destination: End { address: &key.client, port: key.client_port },
+        addresses: Delta::ZERO,
+        wanted: DeviceFlags::ANY,
+    };
+    let verdict = hop::aim(packet, kernel, &validity, reply.hop(), &way);
+    if verdict.is_final() {
+        // It is out of its wrapping, and nobody else would know whose it is.
+        return Verdict::drop(verdict.reason()).number();
+    }
+    let verdict = translate::<F, P>(
+        packet,
+        transport.protocol,
+        &way.source,
+        &way.destination,
+        way.addresses,
+        Hops::Counted,
+    );
+    if verdict.is_final() {
+        return verdict.number();
+    }
+    packet.send(reply.hop()).number()
+}
+
+/// Which side of a backend is on the node that sent a packet: the present one, unless only the other is there.
+#[inline(always)]
+fn side_on<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32, node: &F::Address) -> u32 {
+    let side = match kernel.turn(backend) {
+        Some(turn) => turn.turned().side(),
+        None => return 0,
+    };
+    let is_there = |side| match kernel.endpoint(Turn::place(backend, side)) {
+        Some(endpoint) => endpoint.node == *node,
+        None => false,
+    };
+    if !is_there(side) && is_there(side ^ 1) { side ^ 1 } else { side }
+}
