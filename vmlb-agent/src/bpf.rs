@@ -14,6 +14,7 @@ use vmlb_common::family::{Address, Address4, Address6};
 
 mod map;
 mod memory;
+pub mod ring;
 pub use map::PinnedMap;
 
 /// `BPF_F_MMAPABLE`: the array can be mapped into the process.
