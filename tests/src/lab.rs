@@ -33,6 +33,7 @@ use std::time::SystemTime;
 use anyhow::{Result, bail};
 
 pub mod blackout;
+pub mod crowd;
 pub mod flows;
 pub mod kubevirt;
 pub mod launcher;

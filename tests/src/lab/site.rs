@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
+use super::crowd;
 use super::kubevirt::Instance;
 use super::launcher::{Launcher, Rules};
 use super::{Guest, Switch};
@@ -256,11 +257,9 @@ fn wait_until(time: SystemTime) {
 fn service(name: &str, first: u16, policy: Policy) -> Service {
     let mut service = Service::all_servers(name, first);
     service.policy = policy;
-    service.ports.push(Port {
-        name: "push",
-        protocol: Protocol::Tcp,
-        node_port: first + 50,
-        target: servers::PUSH,
-    });
+    for (name, target, node_port) in [("push", servers::PUSH, first + 50), ("crowd", crowd::PORT, first + 51)]
+    {
+        service.ports.push(Port { name, protocol: Protocol::Tcp, node_port, target });
+    }
     service
 }
