@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use vmlb_common::abi::Role;
+use vmlb_common::abi::{Arrival, Role};
 
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
@@ -15,6 +15,7 @@ use crate::desired::{Desired, Here};
 use crate::facts::NodeFacts;
 use crate::index::Index;
 use crate::index::pod::Node;
+use crate::migration::{Migration, Moment, Task};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
 use crate::serving::Serving;
@@ -99,6 +100,7 @@ pub struct Sync {
     /// Whether tables have been brought to what is called for at least once.
     has_synced: bool,
     recycled: Option<Instant>,
+    now: Moment,
 }
 
 impl Sync {
@@ -122,6 +124,7 @@ impl Sync {
             triggered: Vec::new(),
             has_synced: false,
             recycled: None,
+            now: Moment::default(),
         }
     }
 
@@ -371,5 +374,32 @@ impl Sync {
             placed.map(|(id, identity, view)| state::backend(id, identity, view)).collect();
         backends.sort_unstable_by_key(|backend| backend.id);
         backends
+    }
+}
+
+/// Live migration.
+impl Sync {
+    /// What time it is: call it before [`Self::apply`] and [`Self::sync`], at least once a second while
+    /// [`Self::tasks`] are not empty.
+    pub fn tick(&mut self, now: Moment) {
+        self.now = now;
+    }
+
+    /// The datapath has turned a backend to its other side. Call [`Self::sync`] after it.
+    pub fn arrived(&mut self, _arrival: &Arrival) {}
+
+    /// The target of a migration ([`Migration::number`]) has been told of all flows.
+    pub fn primed(&mut self, _number: u64) {}
+
+    /// What is to be done now for VMs that move, sorted by number. Changes with [`Self::sync`] only.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<Task> {
+        Vec::new()
+    }
+
+    /// Migrations that are under way, and the last that are over, sorted by number. Changes with [`Self::sync`] only.
+    #[must_use]
+    pub fn migrations(&self) -> Vec<Migration> {
+        Vec::new()
     }
 }
