@@ -188,7 +188,7 @@ fn stream(mut connection: TcpStream, _name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads up to the line feed and not an octet further.
+/// Reads up to the line feed and not an octet further; without it.
 fn read_line(connection: &mut TcpStream) -> Result<String> {
     let mut line = Vec::new();
     let mut octet = [0];
@@ -196,7 +196,7 @@ fn read_line(connection: &mut TcpStream) -> Result<String> {
         connection.read_exact(&mut octet)?;
         line.push(octet[0]);
     }
-    Ok(String::from_utf8(line)?)
+    Ok(String::from_utf8(line)?.trim_end().to_owned())
 }
 
 /// Sends `octets` octets in which no two chunks are alike, at most `rate` a second (0: no limit); returns their

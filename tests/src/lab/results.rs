@@ -91,7 +91,7 @@ impl Results {
         }
         println!("{self}the VM stood still for {pause:?}; a client of another pod saw a gap of {hiccup:?}");
         if !faults.is_empty() {
-            bail!("of {} clients these did not get through:\n{faults}\nall:\n{self}", self.outcomes.len());
+            bail!("of {} clients these did not get through:\n{faults}", self.outcomes.len());
         }
         Ok(())
     }
