@@ -5,17 +5,14 @@ use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use vmlb_common::abi::{Backend, BackendName, Settings, names};
-use vmlb_common::family::{Address4, Address6};
+use vmlb_common::abi::{BackendName, Settings, names};
 
 use crate::bpf::PinnedMap;
-use crate::counts::{Family, own};
 use crate::pins::{DEFAULT_ROOT, PinRoot};
 use crate::settings::{SettingsMap, text};
 
@@ -34,6 +31,7 @@ mod shares;
 pub mod status;
 mod table;
 pub mod unexpose;
+mod ways;
 
 /// What `--help` says about how commands end.
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 nothing of vmlb is installed under the pin root; 4 not permitted.";
@@ -164,20 +162,8 @@ fn backend_label(names: &BTreeMap<u32, BackendName>, id: u32) -> String {
 
 /// Where the backends are now, by id: at most one address a family, IPv4 first.
 fn backend_addresses(root: &PinRoot) -> anyhow::Result<HashMap<u32, Vec<IpAddr>>> {
-    let mut addresses = HashMap::new();
-    add_addresses::<Address4>(root, &mut addresses)?;
-    add_addresses::<Address6>(root, &mut addresses)?;
-    Ok(addresses)
-}
-
-fn add_addresses<F: Family>(root: &PinRoot, addresses: &mut HashMap<u32, Vec<IpAddr>>) -> anyhow::Result<()> {
-    let map: PinnedMap<u32, Backend<F>> = PinnedMap::open(root, own::<F>(names::BACKENDS))?;
-    map.each(|id, backend| {
-        if backend.flags != 0 {
-            addresses.entry(id).or_default().push(backend.address.ip());
-        }
-        ControlFlow::Continue(())
-    })
+    let places = ways::places(root)?.into_iter();
+    Ok(places.map(|(id, places)| (id, places.into_iter().map(|place| place.address).collect())).collect())
 }
 
 /// Cells of a list: the first few, and how many more there are.

@@ -14,7 +14,8 @@
 //! # Words
 //!
 //! *Uplink*: a device by which clients and other nodes reach the node. *Frontend*: address, port and protocol that a
-//! client uses. *Backend*: a VM (or a plain pod) by an id, with its present address. *Target*: a backend and a port.
+//! client uses. *Backend*: a VM (or a plain pod) by an id. *Endpoint*: where a backend is, was, or is expected; each has two,
+//! of which one is the *present* one. *Turn*: the moment in which the other becomes it. *Target*: a backend and a port.
 //! *Flow*: both directions of a connection, named by target, not by pod address, so that a VM may move. *Punt*: to give
 //! a packet to the stack on purpose. *Defer*: to give it to the TC program behind XDP.
 //!
@@ -23,11 +24,12 @@
 //! | | packet | what happens | where |
 //! |-|-|-|-|
 //! | 1 | not ours | passes, after at most four bitmap loads | XDP |
-//! | 2 | to a frontend, backend here | DNAT, source kept, to the stack ([`abi::Delivery::STACK`]) | XDP |
+//! | 2 | to a frontend, backend here | DNAT, source kept, to the stack ([`abi::Delivery::KEPT`]) | XDP |
 //! | 3 | reply of 2 | source rewritten to the frontend | TC egress of the uplink |
-//! | 4 | to a frontend, backend elsewhere | DNAT and SNAT, sent by the FIB's next hop ([`abi::Delivery::REMOTE`]) | XDP |
+//! | 4 | to a frontend, backend elsewhere | DNAT and SNAT, sent by the FIB's next hop ([`abi::Delivery::SNAT`]) | XDP |
 //! | 5 | reply of 4 | both undone, sent to the client | XDP |
-//! | – | to a frontend, backend here, but its reply would miss our egress program | DNAT and SNAT into the pod's device ([`abi::Delivery::DEVICE`]), undone at that device's TC ingress | TC |
+//! | – | to a frontend, backend here, but its reply would miss our egress program | DNAT and SNAT into the pod's device ([`abi::Delivery::SNAT`]), undone at that device's TC ingress | TC |
+//! | 6 | to a frontend, source kept, backend elsewhere | wrapped as it came, to the backend's node; there unwrapped and as 2, the first reply wrapped and back, later ones as 3 | XDP, TC |
 //! | 7 | ICMP error that quotes a flow's packet | both translated, so that each end learns of what it sent itself | XDP, TC |
 //! | 9 | frontend without a usable backend | dropped where policy Local says so, else answered: RST, port unreachable | XDP |
 //! | – | larger than the way on takes | answered with the way's MTU, where it must not be cut | XDP |
@@ -51,6 +53,27 @@
 //! Source ranges and session affinity are looked at once a flow, when it opens. A client stays with a target by
 //! (service port, address): in an LRU table until one of its flows is proved, then in a table that nothing evicts, so that
 //! a flood of invented clients costs real ones nothing. What may be chosen is in map `eligible`; anything else is a miss.
+//!
+//! # VMs that move
+//!
+//! A flow names its backend, so one word moves all flows of a VM: [`abi::Turn`] says which of the backend's two endpoints is the
+//! present one. When the agent knows of a second pod of a VM it writes the endpoint that is not present, makes the pod's
+//! address known, and sets the word's mark that the VM is expected there. The first packet of one of its flows from there
+//! (or the answer to the agent's probe) turns the word by compare-and-swap, in whichever program sees it
+//! ([`datapath`], stage `place`): requests on every CPU follow at once, and the agent is told by a ring. A reset or an ICMP
+//! error from a side where the VM is not is its launcher's word and is dropped; other packets of the old side are still
+//! translated while its address is known. KubeVirt's translation in the new pod takes flows up in mid-stream, but no FIN for a
+//! beginning: a flow's first packet to the new endpoint goes without it, and the client sends it again. Each flow keeps the
+//! client's sequence numbers, from which the agent makes packets that prepare the new pod beforehand.
+//!
+//! # The tunnel
+//!
+//! A flow whose source is kept and whose backend is elsewhere (because its Service says so, or because the VM has moved
+//! away) goes wrapped to the backend's node, in IP or in VXLAN's shape. The wrapping carries a mark: the backend's tag, by
+//! which the far node finds the target that was chosen here, and whether the flow is proved. From a proved flow's packet the far node makes a
+//! proved flow, whatever moment of it that is. It answers by the node that the client addressed until a request after the answer
+//! shows that the answer was seen there; then it answers the client directly (or never, see [`abi::Tunnel::returns`]).
+//! What comes out of a tunnel never goes into one. Only nodes of the cluster are listened to, and only about frontends.
 //!
 //! # Flows
 //!
@@ -81,7 +104,7 @@
 //!
 //! # Order of writes
 //!
-//! The agent writes backends, pods and targets, then slots, then the service that points at them (one 8-byte store),
+//! The agent writes endpoints, pods, turns and targets, then slots, then the service that points at them (one 8-byte store),
 //! then frontends, and removes in reverse. Slots are slices of one array; a slice is not written again while packets may
 //! still read it.
 //!

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
 use clap::Args;
@@ -12,7 +12,8 @@ use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
 use super::print::{Listing, Row, Wide, answer};
-use super::{Reading, backend_addresses, backend_label, backend_names, help, settings};
+use super::ways::{self, Hops, Place};
+use super::{Reading, backend_label, backend_names, help, settings};
 use crate::bpf::PinnedMap;
 use crate::counts::{Family, Stage, flow_tables};
 use crate::pins::PinRoot;
@@ -33,6 +34,8 @@ use filter::Wanted;
 
 A flow is opening until the backend has answered and the client has shown that it got the answer; closing after one FIN,
 closed after both or a RST. PEER is whom the backend answers: the client, or this node with a SNAT port. IDLE is in seconds.
+WAY is how packets reach the backend now: by this node's stack, into the pod's device, by an uplink, or by the tunnel to its
+node.
 Flows come in no order: pipe them through sort."))]
 pub struct Options {
     #[command(flatten)]
@@ -60,6 +63,14 @@ struct FlowRow<'a> {
     target_port: u16,
     peer: SocketAddr,
     delivery: &'static str,
+    /// How its packets reach the backend now: stack, device, uplink, tunnel, or none.
+    way: &'static str,
+    /// The device by which they leave; absent: the stack's affair, or none has gone yet.
+    device: Option<String>,
+    /// The next hop's MAC address; absent: as above, or the kernel's affair.
+    next_hop: Option<String>,
+    /// Octets that a packet may have there.
+    mtu: Option<u32>,
     state: &'static str,
     /// Seconds since a packet of either direction.
     idle: u32,
@@ -83,7 +94,7 @@ fn list(root: &PinRoot, out: &mut dyn Write, options: &Options) -> anyhow::Resul
         wanted: Wanted::new(&options.filter, &services, &backends),
         services: Labels::new(services.iter().map(|(id, name)| (*id, service_label(name)))),
         backends: Labels::new(backends.keys().map(|id| (*id, backend_label(&backends, *id)))),
-        addresses: backend_addresses(root)?,
+        places: ways::places(root)?,
         left: options.limit.unwrap_or(usize::MAX),
         was_cut: false,
     };
@@ -140,7 +151,7 @@ struct Reader<'a> {
     wanted: Wanted<'a>,
     services: Labels,
     backends: Labels,
-    addresses: HashMap<u32, Vec<IpAddr>>,
+    places: HashMap<u32, Vec<Place>>,
     /// Rows that may still be written.
     left: usize,
     was_cut: bool,
@@ -156,12 +167,13 @@ impl Reader<'_> {
         let (flows, replies) = flow_tables::<F>(stage);
         let flows: PinnedMap<FlowKey<F>, Flow<F>> = PinnedMap::open(root, flows)?;
         let replies: PinnedMap<ReplyKey<F>, Reply<F>> = PinnedMap::open(root, replies)?;
+        let hops = Hops::read::<F>(root)?;
         let mut result = Ok(());
         flows.each(|key, flow| {
             if !self.wanted.admits(&key, flow) {
                 return ControlFlow::Continue(());
             }
-            match self.write(&key, flow, &replies, stage, listing) {
+            match self.write(&key, flow, (&replies, &hops), stage, listing) {
                 Ok(go_on) => go_on,
                 Err(error) => {
                     result = Err(error);
@@ -177,7 +189,7 @@ impl Reader<'_> {
         &mut self,
         key: &FlowKey<F>,
         flow: &Flow<F>,
-        replies: &PinnedMap<ReplyKey<F>, Reply<F>>,
+        (replies, hops): (&PinnedMap<ReplyKey<F>, Reply<F>>, &Hops),
         stage: Stage,
         listing: &mut Listing<'_>,
     ) -> anyhow::Result<ControlFlow<()>> {
@@ -192,8 +204,10 @@ impl Reader<'_> {
         }
         self.left -= 1;
         let idle = self.clock.idle(flow.seen);
-        let address = self.addresses.get(&flow.backend).into_iter().flatten();
-        let address = address.copied().find(|address| usize::from(address.is_ipv6()) == F::PLACE);
+        let places = self.places.get(&flow.backend).into_iter().flatten();
+        let place = places.copied().find(|place| usize::from(place.address.is_ipv6()) == F::PLACE);
+        let way = ways::way(flow.delivery, place.as_ref());
+        let hop = hops.of(way, flow.backend);
         listing.row(&FlowRow {
             protocol: Protocol::new(key.protocol).name(),
             client: SocketAddr::new(key.client.ip(), key.client_port),
@@ -201,10 +215,14 @@ impl Reader<'_> {
             service: self.services.of(flow.service),
             backend: self.backends.of(flow.backend),
             backend_id: flow.backend,
-            target: address.map(|address| SocketAddr::new(address, flow.target_port)),
+            target: place.map(|place| SocketAddr::new(place.address, flow.target_port)),
             target_port: flow.target_port,
             peer: SocketAddr::new(flow.peer.ip(), flow.peer_port),
             delivery: flow.delivery.name(),
+            way,
+            device: hop.map(|hop| ways::device(hop.ifindex)),
+            next_hop: hop.map(|hop| ways::mac(hop.destination)).filter(|mac| !mac.is_empty()),
+            mtu: hop.map(|hop| hop.mtu).filter(|mtu| *mtu != u32::MAX),
             state: state.name(),
             idle: reply.map_or(idle, |reply| idle.min(self.clock.idle(reply.seen))),
         })?;
@@ -216,7 +234,7 @@ impl Row for FlowRow<'_> {
     fn heads(wide: Wide) -> Vec<&'static str> {
         let mut heads = vec!["PROTOCOL", "CLIENT", "FRONTEND", "SERVICE", "BACKEND", "STATE", "IDLE"];
         if wide == Wide::Yes {
-            heads.extend(["TARGET", "PEER", "DELIVERY", "BACKEND-ID"]);
+            heads.extend(["TARGET", "PEER", "WAY", "DEVICE", "NEXT-HOP", "MTU", "BACKEND-ID"]);
         }
         heads
     }
@@ -236,7 +254,10 @@ impl Row for FlowRow<'_> {
             cells.extend([
                 self.target.map_or_else(gone, |target| target.to_string()),
                 if self.peer == self.client { "client".to_owned() } else { self.peer.to_string() },
-                self.delivery.to_owned(),
+                self.way.to_owned(),
+                self.device.clone().unwrap_or_default(),
+                self.next_hop.clone().unwrap_or_default(),
+                self.mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
                 self.backend_id.to_string(),
             ]);
         }
