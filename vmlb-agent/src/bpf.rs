@@ -12,6 +12,7 @@ use vmlb_common::abi;
 use vmlb_common::family::{Address, Address4, Address6};
 
 mod map;
+pub mod ring;
 pub use map::PinnedMap;
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -60,6 +61,7 @@ plain!(
     abi::TagKey,
     abi::Arrival,
     abi::Pod,
+    abi::Turn,
     abi::Hop,
     abi::Traffic,
     abi::ServiceName,

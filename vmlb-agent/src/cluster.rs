@@ -15,6 +15,7 @@ use crate::watch::Object;
 
 #[cfg(test)]
 mod fields;
+mod kubevirt;
 mod node;
 mod pod;
 mod service;
@@ -49,6 +50,8 @@ pub fn decode(object: &Object) -> (Decoded, Vec<Warning>) {
         Object::EndpointSlice(object) => &object.metadata,
         Object::Node(object) => &object.metadata,
         Object::Pod(object) => &object.metadata,
+        Object::Vmi(object) => &object.metadata,
+        Object::Migration(object) => &object.metadata,
     };
     if !findings.accept_metadata(metadata) {
         return (Decoded::Refuse, findings.warnings);
@@ -58,6 +61,8 @@ pub fn decode(object: &Object) -> (Decoded, Vec<Warning>) {
         Object::EndpointSlice(object) => slice::decode(object, &mut findings),
         Object::Node(object) => node::decode(object, &mut findings),
         Object::Pod(object) => pod::decode(object, &mut findings),
+        Object::Vmi(object) => kubevirt::instance(object, &mut findings),
+        Object::Migration(object) => kubevirt::migration(object, &mut findings),
     };
     (decoded, findings.warnings)
 }

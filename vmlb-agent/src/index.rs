@@ -12,10 +12,12 @@ use crate::object::{Kind, Name, ObjectRef};
 pub mod pod;
 pub mod service;
 pub mod slice;
+pub mod vm;
 
-use pod::{Node, Pod, WEIGHT};
+use pod::{Hosts, Node, Pod, WEIGHT};
 use service::Service;
 use slice::{Endpoint, Slice};
+use vm::{Job, Vmi};
 
 /// An object that has been decoded and found sound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub enum Entry {
     Pod(Pod),
     /// A Node.
     Node(Node),
+    /// A VirtualMachineInstance.
+    Vmi(Vmi),
+    /// A VirtualMachineInstanceMigration.
+    Job(Job),
 }
 
 /// What has to be looked at again.
@@ -39,6 +45,30 @@ pub struct Touched {
     pub backends: BTreeSet<Identity>,
     /// Whether a Node object has changed.
     pub nodes: bool,
+    /// The nodes whose addresses have changed.
+    pub hosts: BTreeSet<Arc<str>>,
+    /// Whether KubeVirt's own objects have.
+    pub vms: bool,
+}
+
+/// Where a VM with several pods is, and what its other pod is to it: [`crate::migration`] says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The pod it is in.
+    pub present: Name,
+    /// The pod beside it that counts.
+    pub other: Option<(Name, Other)>,
+    /// Whether it counts as ready although readiness gates hide it.
+    pub is_held: bool,
+}
+
+/// What a VM's other pod is to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Other {
+    /// Where it may show itself at any moment.
+    Expected,
+    /// Where it was, or where it may come to be: what it sends from there is still its own.
+    Known,
 }
 
 /// How an endpoint finds its pod.
@@ -59,6 +89,10 @@ pub struct Index {
     pods_by_address: HashMap<IpAddr, BTreeSet<Name>>,
     references: HashMap<Reference, Few<Name, usize>>,
     nodes: HashMap<Name, Node>,
+    vmis: HashMap<Name, Vmi>,
+    vmi_names: HashMap<Identity, Name>,
+    jobs: HashMap<Name, Job>,
+    placements: HashMap<Identity, Placement>,
     relisted: HashMap<Kind, HashSet<Name>>,
     touched: Touched,
 }
@@ -85,6 +119,14 @@ impl Index {
                 self.keep(Kind::Node, &name);
                 self.set_node(name, Some(node))
             }
+            Entry::Vmi(vmi) => {
+                self.keep(Kind::Vmi, &vmi.name);
+                self.set_vmi(&vmi.name.clone(), Some(vmi))
+            }
+            Entry::Job(job) => {
+                self.keep(Kind::Migration, &job.name);
+                self.set_job(&job.name.clone(), Some(job))
+            }
         }
     }
 
@@ -95,6 +137,8 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(&object.name, None),
             Kind::Pod => self.set_pod(object.name.clone(), None),
             Kind::Node => self.set_node(object.name.clone(), None),
+            Kind::Vmi => self.set_vmi(&object.name, None),
+            Kind::Migration => self.set_job(&object.name, None),
         };
     }
 
@@ -118,6 +162,8 @@ impl Index {
             Kind::EndpointSlice => self.slice_owners.keys().collect(),
             Kind::Pod => self.pods.keys().collect(),
             Kind::Node => self.nodes.keys().collect(),
+            Kind::Vmi => self.vmis.keys().collect(),
+            Kind::Migration => self.jobs.keys().collect(),
         };
         let gone = known.into_iter().filter(|name| !seen.contains(*name));
         let gone: Vec<ObjectRef> = gone.map(|name| ObjectRef { kind, name: name.clone() }).collect();
@@ -160,6 +206,68 @@ impl Index {
         self.nodes.get(&Name::new("", name))
     }
 
+    /// All Nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// Where a node is reached.
+    #[must_use]
+    pub fn hosts(&self, node: Option<&str>) -> Hosts {
+        let node = node.and_then(|node| self.node(node));
+        node.map_or(Hosts::default(), |node| Hosts::of(node.addresses.iter().copied()))
+    }
+
+    /// What KubeVirt says of a VM.
+    #[must_use]
+    pub fn vmi(&self, identity: &Identity) -> Option<&Vmi> {
+        self.vmis.get(self.vmi_names.get(identity)?)
+    }
+
+    /// Whether a migration (by its UID) has failed.
+    #[must_use]
+    pub fn has_failed(&self, job: &str) -> bool {
+        self.jobs.values().any(|known| &*known.uid == job && known.failed)
+    }
+
+    /// Says where a VM with several pods is; `None`: it has one at most.
+    pub fn place(&mut self, identity: &Identity, placement: Option<Placement>) {
+        if self.placements.get(identity) == placement.as_ref() {
+            return;
+        }
+        match placement {
+            Some(placement) => self.placements.insert(identity.clone(), placement),
+            None => self.placements.remove(identity),
+        };
+        self.touch_backend(identity);
+    }
+
+    /// Where a VM with several pods is.
+    #[must_use]
+    pub fn placement(&self, identity: &Identity) -> Option<&Placement> {
+        self.placements.get(identity)
+    }
+
+    /// The pod in which a backend is, and the one beside it that counts.
+    #[must_use]
+    pub fn pods_of(&self, identity: &Identity) -> (Option<&Pod>, Option<(&Pod, Other)>) {
+        let live = self.live_pods(identity);
+        let Some(placement) = self.placements.get(identity) else { return (live.last().copied(), None) };
+        let of = |name: &Name| live.iter().copied().find(|pod| pod.name == *name);
+        let other = placement.other.as_ref().and_then(|(name, other)| Some((of(name)?, *other)));
+        (of(&placement.present).or(live.last().copied()), other)
+    }
+
+    /// Whether a slice lists a pod as ready.
+    #[must_use]
+    pub fn is_listed_ready(&self, pod: &Name) -> bool {
+        let services = self.references.get(&Reference::Pod(pod.clone())).into_iter().flat_map(Few::keys);
+        let mut endpoints =
+            services.flat_map(|service| self.slices(service)).flat_map(|slice| &slice.endpoints);
+        endpoints
+            .any(|endpoint| endpoint.ready && endpoint.pod.as_ref().is_some_and(|target| target.name == *pod))
+    }
+
     /// The pods of a backend that have not ended; the last is where it runs, see [`Pod::precedence`].
     #[must_use]
     pub fn live_pods(&self, identity: &Identity) -> Vec<&Pod> {
@@ -173,7 +281,7 @@ impl Index {
     /// How much of the new flows a backend gets beside others: what the pod says where it runs.
     #[must_use]
     pub fn weight(&self, identity: &Identity) -> u32 {
-        self.live_pods(identity).last().map_or(WEIGHT, |pod| pod.weight)
+        self.pods_of(identity).0.map_or(WEIGHT, |pod| pod.weight)
     }
 
     /// What an endpoint is as a backend. `None`: its pod has ended.
@@ -291,6 +399,19 @@ impl Index {
         true
     }
 
+    fn touch_backend(&mut self, identity: &Identity) {
+        self.touched.backends.insert(identity.clone());
+        let pods = self.pods_by_identity.get(identity).into_iter().flatten();
+        for pod in pods.filter_map(|name| self.pods.get(name)) {
+            let by_address = pod.addresses.iter().map(|address| Reference::Address(*address));
+            for reference in std::iter::once(Reference::Pod(pod.name.clone())).chain(by_address) {
+                if let Some(services) = self.references.get(&reference) {
+                    self.touched.services.extend(services.keys().cloned());
+                }
+            }
+        }
+    }
+
     /// A pod comes, changes or goes. Where a VM runs, and so its weight, is a matter of all its pods: Services that list
     /// another of them are touched too.
     fn touch_pod(&mut self, pod: &Pod) {
@@ -312,9 +433,44 @@ impl Index {
             return false;
         }
         self.touched.nodes = true;
+        let hosts = |node: Option<&Node>| node.map(|node| node.addresses.clone()).unwrap_or_default();
+        if hosts(self.nodes.get(&name)) != hosts(node.as_ref()) {
+            self.touched.hosts.insert(name.name.clone());
+        }
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
+        };
+        true
+    }
+}
+
+impl Index {
+    fn set_vmi(&mut self, name: &Name, vmi: Option<Vmi>) -> bool {
+        if self.vmis.get(name) == vmi.as_ref() {
+            return false;
+        }
+        self.touched.vms = true;
+        if let Some(old) = self.vmis.remove(name)
+            && self.vmi_names.get(&old.identity) == Some(name)
+        {
+            self.vmi_names.remove(&old.identity);
+        }
+        if let Some(vmi) = vmi {
+            self.vmi_names.insert(vmi.identity.clone(), name.clone());
+            self.vmis.insert(name.clone(), vmi);
+        }
+        true
+    }
+
+    fn set_job(&mut self, name: &Name, job: Option<Job>) -> bool {
+        if self.jobs.get(name) == job.as_ref() {
+            return false;
+        }
+        self.touched.vms = true;
+        match job {
+            Some(job) => self.jobs.insert(name.clone(), job),
+            None => self.jobs.remove(name),
         };
         true
     }

@@ -1,6 +1,7 @@
 //! The node agent of vmlb.
 
 pub mod agent;
+pub mod arrivals;
 pub mod bpf;
 pub mod cluster;
 pub mod commands;
@@ -9,6 +10,7 @@ pub mod counts;
 pub mod desired;
 pub mod facts;
 pub mod few;
+pub mod handover;
 pub mod health;
 pub mod http;
 pub mod identity;
@@ -24,6 +26,8 @@ pub mod neighbours;
 pub mod object;
 pub mod pins;
 pub mod plan;
+pub mod primer;
+pub mod prober;
 pub mod raw;
 pub mod serving;
 pub mod settings;

@@ -15,11 +15,20 @@ pub enum Kind {
     Node,
     /// `v1` Pod.
     Pod,
+    /// `kubevirt.io/v1` VirtualMachineInstance.
+    Vmi,
+    /// `kubevirt.io/v1` VirtualMachineInstanceMigration.
+    Migration,
 }
 
 impl Kind {
-    /// Every kind, in the order a source lists them.
+    /// The kinds without which nothing is written, in the order a source lists them.
     pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod];
+    /// The kinds that KubeVirt brings, and that may be missing.
+    pub const KUBEVIRT: [Self; 2] = [Self::Vmi, Self::Migration];
+    /// Both.
+    pub const EVERY: [Self; 6] =
+        [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod, Self::Vmi, Self::Migration];
 
     /// The word in the object's `kind` field.
     #[must_use]
@@ -29,6 +38,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
             Self::Pod => "Pod",
+            Self::Vmi => "VirtualMachineInstance",
+            Self::Migration => "VirtualMachineInstanceMigration",
         }
     }
 
@@ -38,13 +49,20 @@ impl Kind {
         match self {
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::Service | Self::Node | Self::Pod => "v1",
+            Self::Vmi | Self::Migration => "kubevirt.io/v1",
         }
+    }
+
+    /// Whether a cluster may lack it.
+    #[must_use]
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::Vmi | Self::Migration)
     }
 
     /// The kind of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+        Self::EVERY.into_iter().find(|kind| kind.name() == name)
     }
 }
 

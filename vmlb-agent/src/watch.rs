@@ -12,7 +12,10 @@ use crate::warning::Warning;
 
 pub mod document;
 pub mod kube;
+pub mod kubevirt;
 pub mod manifests;
+
+use kubevirt::{VirtualMachineInstance, VirtualMachineInstanceMigration};
 
 /// An object as the API server or a manifest gives it: decoded, not yet judged.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +28,10 @@ pub enum Object {
     Node(Arc<Node>),
     /// A pod.
     Pod(Arc<Pod>),
+    /// A VM that runs.
+    Vmi(Arc<VirtualMachineInstance>),
+    /// A VM's move to another node.
+    Migration(Arc<VirtualMachineInstanceMigration>),
 }
 
 impl Object {
@@ -37,6 +44,8 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
+            Self::Vmi(_) => Kind::Vmi,
+            Self::Migration(_) => Kind::Migration,
         };
         let namespace = match kind {
             Kind::Node => "",
@@ -53,6 +62,8 @@ impl Object {
             Self::EndpointSlice(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::Pod(object) => &object.metadata,
+            Self::Vmi(object) => &object.metadata,
+            Self::Migration(object) => &object.metadata,
         }
     }
 }

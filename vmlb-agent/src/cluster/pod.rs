@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod as Raw;
 
 use super::{Decoded, Findings, annotation, created, label, shorten};
 use crate::identity::Identity;
-use crate::index::pod::{Pod, WEIGHT};
+use crate::index::pod::{Hosts, Pod, WEIGHT};
 use crate::index::{Entry, text};
 
 /// The annotation that says how much of the new flows a VM gets: 0 (none: maintenance) to 100, which is the default.
@@ -44,9 +44,26 @@ pub(super) fn decode(object: &Raw, findings: &mut Findings) -> Decoded {
         addresses: addresses(object, findings),
         created: created(metadata).unwrap_or(i64::MIN),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
+        job: label(metadata, "kubevirt.io/migrationJobUID").map(text),
+        contained: condition(object, "ContainersReady"),
+        hosts: hosts(object),
         arrived: annotation(metadata, "kubevirt.io/migration-target-ready-timestamp").map(text),
         weight: weight(annotation(metadata, WEIGHT_ANNOTATION), findings),
     }))
+}
+
+/// A condition of the pod, where it says it.
+fn condition(object: &Raw, name: &str) -> Option<bool> {
+    let mut conditions = object.status.as_ref()?.conditions.iter().flatten();
+    conditions.find(|condition| condition.type_ == name).map(|condition| condition.status == "True")
+}
+
+/// The addresses of its node. What cannot be read is left out: the Node object says it too.
+fn hosts(object: &Raw) -> Hosts {
+    let Some(status) = &object.status else { return Hosts::default() };
+    let several = status.host_ips.iter().flatten().map(|host| host.ip.as_str());
+    let all = several.chain(status.host_ip.as_deref());
+    Hosts::of(all.filter_map(|text| text.parse().ok()))
 }
 
 fn weight(value: Option<&str>, findings: &mut Findings) -> u32 {

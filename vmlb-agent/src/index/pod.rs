@@ -1,6 +1,6 @@
 //! A Pod, and a Node, as the control plane sees them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::identity::Identity;
@@ -25,10 +25,55 @@ pub struct Pod {
     pub created: i64,
     /// It has ended: its addresses may already belong to another.
     pub finished: bool,
+    /// UID of the migration of which it is, or once was, the target.
+    pub job: Option<Arc<str>>,
+    /// Whether its containers are ready, whatever the readiness gates say; `None`: it does not say.
+    pub contained: Option<bool>,
+    /// The addresses of its node, as the pod says them.
+    pub hosts: Hosts,
     /// When KubeVirt saw the VM run here after a migration, as the annotation says it (RFC 3339, which sorts).
     pub arrived: Option<Arc<str>>,
     /// How much of the new flows it gets beside others, see [`WEIGHT`].
     pub weight: u32,
+}
+
+/// Where a node is reached: its main address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hosts {
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Hosts {
+    /// The first of each family.
+    #[must_use]
+    pub fn of(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut hosts = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => hosts.v4 = hosts.v4.or(Some(address)),
+                IpAddr::V6(address) => hosts.v6 = hosts.v6.or(Some(address)),
+            }
+        }
+        hosts
+    }
+
+    /// These, and where there is none of a family, the other's.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
+    }
+
+    /// The one of the family of `address`.
+    #[must_use]
+    pub fn beside(self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// The weight of a backend that has none of its own, and the largest there is: one VM may be given less than the others

@@ -120,6 +120,10 @@ impl Reader<'_> {
             }
             Kind::Node => self.decode(&object, &value).map(|object| Object::Node(Arc::new(object))),
             Kind::Pod => self.decode(&object, &value).map(|object| Object::Pod(Arc::new(object))),
+            Kind::Vmi => self.decode_part(&object, &value).map(|object| Object::Vmi(Arc::new(object))),
+            Kind::Migration => {
+                self.decode_part(&object, &value).map(|object| Object::Migration(Arc::new(object)))
+            }
         };
         self.contents.objects.extend(decoded);
     }
@@ -154,6 +158,13 @@ impl Reader<'_> {
         }
     }
 
+    /// Of kinds of which only some fields are known.
+    fn decode_part<T: DeserializeOwned>(&mut self, object: &str, value: &Value) -> Option<T> {
+        let mut track = serde_path_to_error::Track::new();
+        let decoded = T::deserialize(serde_path_to_error::Deserializer::new(value, &mut track));
+        self.accept(object, decoded, &track.path().to_string())
+    }
+
     fn decode<T: DeserializeOwned>(&mut self, object: &str, value: &Value) -> Option<T> {
         let mut unknown = Vec::new();
         let mut track = serde_path_to_error::Track::new();
@@ -164,16 +175,15 @@ impl Reader<'_> {
             let remedy = "check its spelling and its place";
             self.warn(object, &shorten_message(field), "is not a field of this kind; ignored".into(), remedy);
         }
+        self.accept(object, decoded, &track.path().to_string())
+    }
+
+    fn accept<T>(&mut self, object: &str, decoded: serde_json::Result<T>, path: &str) -> Option<T> {
         match decoded {
             Ok(decoded) => Some(decoded),
             Err(error) => {
                 let message = format!("{}; the object stays as it was", shorten_message(&error.to_string()));
-                self.refuse(
-                    object,
-                    &shorten_message(&track.path().to_string()),
-                    message,
-                    "correct the value",
-                );
+                self.refuse(object, &shorten_message(path), message, "correct the value");
                 None
             }
         }

@@ -39,30 +39,39 @@ struct Resource {
     plural: &'static str,
     path: &'static str,
     labels: Option<&'static str>,
-    fields: Option<String>,
+    /// The one object of the kind without which something is wrong: this node's.
+    own: Option<String>,
 }
 
 impl Resource {
-    /// Headless Services and those of another proxy never leave the API server (CONTRACT §1); of nodes only this one is
-    /// of use; of pods only those that carry VMs.
+    /// Headless Services and those of another proxy never leave the API server (CONTRACT §1); of pods only those that
+    /// carry VMs are of use. Of other nodes the addresses are: tunnels come from there and lead there.
     ///
     /// All are asked for whole: metadata alone has no addresses, ports, conditions or phases. A launcher pod's address
     /// and phase are needed before any EndpointSlice tells of them, that is during a live migration.
     fn of(kind: Kind, node: &str) -> Self {
         const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
-        let (plural, path, labels, fields) = match kind {
+        let (plural, path, labels, own) = match kind {
             Kind::Service => ("services", "/api/v1/services", Some(OURS), None),
             Kind::EndpointSlice => {
                 ("endpointslices", "/apis/discovery.k8s.io/v1/endpointslices", Some(OURS), None)
             }
-            Kind::Node => ("nodes", "/api/v1/nodes", None, Some(format!("metadata.name={node}"))),
+            Kind::Node => ("nodes", "/api/v1/nodes", None, Some(node.to_owned())),
             Kind::Pod => ("pods", "/api/v1/pods", Some("kubevirt.io=virt-launcher"), None),
+            Kind::Vmi => {
+                let path = "/apis/kubevirt.io/v1/virtualmachineinstances";
+                ("virtualmachineinstances", path, None, None)
+            }
+            Kind::Migration => {
+                let path = "/apis/kubevirt.io/v1/virtualmachineinstancemigrations";
+                ("virtualmachineinstancemigrations", path, None, None)
+            }
         };
-        Self { kind, plural, path, labels, fields }
+        Self { kind, plural, path, labels, own }
     }
 }
 
-/// The source: four watches on the current runtime.
+/// The source: a watch of each kind on the current runtime.
 #[derive(Debug)]
 pub struct Kube {
     board: Board,
@@ -76,7 +85,7 @@ impl Kube {
         let access = Arc::new(access);
         let board = Board::default();
         let (sender, events) = mpsc::channel(BATCHES);
-        for kind in Kind::ALL {
+        for kind in Kind::EVERY {
             let resource = Resource::of(kind, node);
             let watcher =
                 Watcher::new(resource, access.clone(), patience.clone(), board.clone(), sender.clone());

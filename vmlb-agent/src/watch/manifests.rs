@@ -103,7 +103,7 @@ impl Manifests {
         let complete = self.files.values().all(|file| file.fingerprint.is_some());
         if scanned.is_ok() && complete && !self.listed {
             self.listed = true;
-            events.extend(Kind::ALL.map(Event::Listed));
+            events.extend(Kind::EVERY.map(Event::Listed));
         }
         events
     }

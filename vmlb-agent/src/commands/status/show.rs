@@ -99,6 +99,9 @@ fn watch_text(watch: &WatchStatus) -> String {
         Phase::Listing => "listing",
         Phase::Watching => "watching",
         Phase::Retrying => "retrying",
+        Phase::Absent => {
+            return format!("{} absent: {}", watch.kind, watch.error.as_deref().unwrap_or_default());
+        }
     };
     let heard = match watch.staleness {
         Some(age) => format!("heard of {age} s ago"),

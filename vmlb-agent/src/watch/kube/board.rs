@@ -21,6 +21,9 @@ pub enum Phase {
     Watching,
     /// Waits before another try; what was known stays.
     Retrying,
+    /// The API server does not have this kind, or does not let it be read; it is looked for now and then. Only of kinds
+    /// that are not needed.
+    Absent,
 }
 
 /// One kind's watch.
@@ -70,7 +73,7 @@ struct Shared {
 }
 
 impl Board {
-    /// All watches, in the order of [`Kind::ALL`].
+    /// All watches, in the order of [`Kind::EVERY`].
     #[must_use]
     pub fn states(&self) -> Vec<WatchState> {
         self.lock().values().cloned().collect()
@@ -109,6 +112,15 @@ impl Board {
         self.change(kind, |state| {
             state.listed = now();
             state.lists += 1;
+        });
+    }
+
+    /// There is no such kind here; says what that costs.
+    pub(super) fn miss(&self, kind: Kind, cost: &str) {
+        self.change(kind, |state| {
+            let kind = std::mem::take(&mut state.kind);
+            *state = WatchState { kind, phase: Phase::Absent, ..WatchState::default() };
+            state.error = Some(cost.to_owned());
         });
     }
 

@@ -136,6 +136,8 @@ pub(super) fn item(kind: Kind, json: &str) -> Item {
         Kind::EndpointSlice => parse(json).map(|object| Object::EndpointSlice(Arc::new(object))),
         Kind::Node => parse(json).map(|object| Object::Node(Arc::new(object))),
         Kind::Pod => parse(json).map(|object| Object::Pod(Arc::new(object))),
+        Kind::Vmi => parse(json).map(|object| Object::Vmi(Arc::new(object))),
+        Kind::Migration => parse(json).map(|object| Object::Migration(Arc::new(object))),
     };
     match read {
         Ok(object) => Item::Sound(object),

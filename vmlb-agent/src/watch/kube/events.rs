@@ -153,8 +153,13 @@ impl<'a> Subject<'a> {
             Kind::Service => "services",
             Kind::Pod => "pods",
             Kind::EndpointSlice => "endpointslices",
+            Kind::Vmi => "virtualmachineinstances",
+            Kind::Migration => "virtualmachineinstancemigrations",
         };
-        let root = if self.kind == Kind::EndpointSlice { "/apis/discovery.k8s.io/v1" } else { "/api/v1" };
+        let root = match self.kind.api_version() {
+            "v1" => "/api/v1".to_owned(),
+            version => format!("/apis/{version}"),
+        };
         let selector = format!("metadata.name={}", self.name);
         let query = Serializer::new(String::new()).append_pair("fieldSelector", &selector).finish();
         let path = format!("{root}/namespaces/{}/{plural}?{query}", self.namespace);

@@ -20,6 +20,8 @@ pub struct Patience {
     pub away: Duration,
     /// Between two tries where the API server answers with errors.
     pub errors: Duration,
+    /// Between two looks for a kind that the cluster does not have, or that may not be read: KubeVirt may come later.
+    pub absent: Duration,
     /// Objects on a page of a list.
     pub page: u32,
     /// A failure that lasts longer than this is told.
@@ -35,6 +37,7 @@ impl Default for Patience {
             first: Duration::from_millis(100),
             away: Duration::from_secs(1),
             errors: Duration::from_secs(10),
+            absent: Duration::from_secs(30),
             page: 200,
             quiet: Duration::from_secs(5),
         }

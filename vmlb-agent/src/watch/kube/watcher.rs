@@ -157,10 +157,13 @@ impl Watcher {
     /// Lists everything. Objects are handed on page by page; what the list no longer holds goes only when it is whole.
     async fn list(&mut self) -> Result<(), Failure> {
         let kind = self.resource.kind;
-        self.board.enter(kind, Phase::Listing);
+        // Until it is there, a kind that may be missing is.
+        if self.board.state(kind).phase != Phase::Absent {
+            self.board.enter(kind, Phase::Listing);
+        }
         let mut unreadable = BTreeMap::new();
         let mut position: Option<Position> = None;
-        let (mut token, mut count) = (None, 0);
+        let (mut token, mut is_own_there) = (None, false);
         loop {
             let octets = self.page(self.patience.page, token.as_deref()).await?;
             let page = Page::read(kind, &octets)?;
@@ -173,10 +176,13 @@ impl Watcher {
                 page.version().clone_into(&mut start.version);
             }
             for json in page.items() {
-                count += 1;
                 events.push(match decode::item(kind, json) {
-                    Item::Sound(object) => Event::Apply { source: "".into(), object },
+                    Item::Sound(object) => {
+                        is_own_there |= self.is_own(&object.reference());
+                        Event::Apply { source: "".into(), object }
+                    }
                     Item::Unreadable(reference, why) => {
+                        is_own_there |= self.is_own(&reference);
                         unreadable.insert(reference.clone(), why);
                         Event::Keep(reference)
                     }
@@ -193,7 +199,7 @@ impl Watcher {
             }
         }
         self.trouble.unreadable = unreadable;
-        self.trouble.lost = kind == Kind::Node && count == 0;
+        self.trouble.lost = self.resource.own.is_some() && !is_own_there;
         self.position = position;
         self.is_same_store = true;
         self.board.list(kind);
@@ -220,9 +226,7 @@ impl Watcher {
         let target = format!("{}?", self.resource.path);
         let start = target.len();
         let labels = self.resource.labels.map(|labels| ("labelSelector", labels));
-        let fields = self.resource.fields.as_deref().map(|fields| ("fieldSelector", fields));
-        let selectors = labels.into_iter().chain(fields);
-        Serializer::for_suffix(target, start).extend_pairs(selectors.chain(parameters)).finish()
+        Serializer::for_suffix(target, start).extend_pairs(labels.into_iter().chain(parameters)).finish()
     }
 
     /// Finds out whether the store is still the one that was listed: a watch from a version that is ahead of the store
@@ -299,14 +303,18 @@ impl Watcher {
         end
     }
 
+    /// Whether it is the object without which something is wrong.
+    fn is_own(&self, object: &ObjectRef) -> bool {
+        self.resource.own.as_deref() == Some(&*object.name.name)
+    }
+
     fn event(&mut self, line: Line) -> Result<Option<Event>, Failure> {
-        let is_node = self.resource.kind == Kind::Node;
         match line {
             Line::Apply(item, version) => {
                 self.advance(version);
                 Ok(match item {
                     Item::Sound(object) => {
-                        self.trouble.lost = false;
+                        self.trouble.lost &= !self.is_own(&object.reference());
                         self.remember(&object);
                         if !self.trouble.unreadable.is_empty() {
                             self.trouble.unreadable.remove(&object.reference());
@@ -325,7 +333,7 @@ impl Watcher {
             }
             Line::Delete(reference, version) => {
                 self.advance(version);
-                self.trouble.lost |= is_node;
+                self.trouble.lost |= self.is_own(&reference);
                 self.trouble.unreadable.remove(&reference);
                 Ok(Some(Event::Delete(reference)))
             }
@@ -368,6 +376,11 @@ impl Watcher {
     /// Takes a failure in, and waits as long as it asks for.
     async fn fail(&mut self, failure: &Failure) -> Result<(), Failure> {
         self.is_same_store = false;
+        if let (true, Failure::Refused { code: code @ (403 | 404), .. }) =
+            (self.resource.kind.is_optional(), failure)
+        {
+            return self.miss(*code, failure).await;
+        }
         if matches!(failure, Failure::Gone(_) | Failure::Garbled(_)) {
             self.position = None;
         }
@@ -382,6 +395,33 @@ impl Watcher {
         }
         tokio::select! {
             () = sleep(pause) => Ok(()),
+            () = self.sender.closed() => Err(Failure::Stopped),
+        }
+    }
+
+    /// Does without the kind until it comes, or may be read. What was known of it is gone: nobody would tell of changes.
+    async fn miss(&mut self, code: u16, failure: &Failure) -> Result<(), Failure> {
+        let (kind, plural) = (self.resource.kind, self.resource.plural);
+        let cost = match kind {
+            Kind::Vmi => "migrations are followed by pods and packets alone",
+            _ => "an aborted migration shows by its pod's end",
+        };
+        let why = if code == 404 { "not in this cluster" } else { "may not be read" };
+        let cost = format!("{why}; {cost}");
+        if self.board.state(kind).phase != Phase::Absent {
+            tracing::info!("{plural}: {cost}");
+            self.send(vec![Event::Listing(kind), Event::Listed(kind)]).await?;
+        }
+        self.position = None;
+        self.failures = Failures::default();
+        self.trouble = Trouble::default();
+        if code == 403 {
+            self.trouble.outage = Some((format!("{failure}; {cost}"), failure.remedy(plural)));
+        }
+        self.board.miss(kind, &cost);
+        self.announce().await?;
+        tokio::select! {
+            () = sleep(self.patience.absent) => Ok(()),
             () = self.sender.closed() => Err(Failure::Stopped),
         }
     }
@@ -432,8 +472,7 @@ impl Watcher {
             warnings.push(about(message.clone(), remedy));
         }
         if *lost {
-            let name =
-                self.resource.fields.as_deref().unwrap_or_default().trim_start_matches("metadata.name=");
+            let name = self.resource.own.as_deref().unwrap_or_default();
             let message = format!(
                 "{} has no node {name:?}; the addresses and the zone of this one are unknown",
                 self.access.server()
