@@ -61,7 +61,6 @@ plain!(
     abi::TagKey,
     abi::Arrival,
     abi::Pod,
-    abi::Turn,
     abi::Hop,
     abi::Traffic,
     abi::ServiceName,
