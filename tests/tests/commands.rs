@@ -188,7 +188,13 @@ fn flows(node: &Node, client: &str) -> Result<()> {
     ensure!(String::from_utf8_lossy(&limited.stderr).contains("more flows than --limit"), "{limited:?}");
     let second =
         row(&rows(node, &["flows", "--service", "second", "--client", client])?, "backend", "default/vm02")?;
-    ensure!(second["delivery"] == "snat" && second["way"] == "uplink" && second["device"] == "eth0" && second["state"] == "established", "{second}");
+    ensure!(
+        second["delivery"] == "snat"
+            && second["way"] == "uplink"
+            && second["device"] == "eth0"
+            && second["state"] == "established",
+        "{second}"
+    );
     ensure!(second["peer"] != second["client"] && second["target"].is_string(), "{second}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use vmlb_agent::settings::{SettingsMap, Wanted};
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::pinned::PinnedTables;
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::Timeouts;
+use vmlb_common::abi::{Timeouts, Tunnel};
 use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::{agent, bpffs};
@@ -45,6 +45,7 @@ impl Maps {
             snat_ports: Vec::new(),
             timeouts: Timeouts::DEFAULT,
             reject_rate: 1000,
+            tunnel: Tunnel::default(),
             hz: vmlb_agent::settings::hz()?,
         };
         SettingsMap::open(&pins)?.set(wanted.settings(None, 1)?)?;
