@@ -72,6 +72,8 @@ pub fn run(services: usize, endpoints: usize) -> Figures {
         targets: count,
         eligible: count,
         ranges: count,
+        tags: 256,
+        nodes: 64,
     };
     let mut tables = Memory::new(capacity);
     let begin = || {

@@ -284,6 +284,8 @@ fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
         targets: 256,
         eligible: 256,
         ranges: 64,
+        tags: 256,
+        nodes: 64,
     };
     for size in sizes {
         let (key, number) = size.split_once('=').context("KEY=N")?;
@@ -297,6 +299,8 @@ fn capacity(sizes: &[&str]) -> anyhow::Result<Capacity> {
             "targets" => capacity.targets = number,
             "eligible" => capacity.eligible = number,
             "ranges" => capacity.ranges = number,
+            "tags" => capacity.tags = number,
+            "nodes" => capacity.nodes = number,
             _ => bail!("no such size"),
         }
     }

@@ -14,7 +14,7 @@ use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables, address4, address6};
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::{Gate, Service, Target, TargetKey};
+use vmlb_common::abi::{Gate, Service, Target, TargetKey, Turn};
 use vmlb_common::wire::Protocol;
 
 /// Something that happens.
@@ -281,6 +281,8 @@ impl Watched {
             targets: 512,
             eligible: 512,
             ranges: 256,
+            tags: 256,
+            nodes: 64,
         }))
     }
 
@@ -355,6 +357,10 @@ impl Tables for Watched {
         Ok(())
     }
 
+    fn turn(&self, id: u32) -> anyhow::Result<Turn> {
+        self.0.turn(id)
+    }
+
     fn in_flows(&self) -> anyhow::Result<InFlows> {
         self.0.in_flows()
     }
@@ -400,11 +406,22 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
                 format!("frontend {key:?} {} {}", value.flags, served(&value.service))
             }
             Record::Backend4(id, backend) => {
-                format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
+                format!("backend {} {:?} {}", name(&(id / 2)), backend.address, backend.flags)
             }
             Record::Backend6(id, backend) => {
-                format!("backend {} {:?} {}", name(id), backend.address, backend.flags)
+                format!("backend {} {:?} {}", name(&(id / 2)), backend.address, backend.flags)
             }
+            Record::Tag(key, target) => {
+                format!(
+                    "tag {} {:x} {}:{}",
+                    served(&key.service),
+                    key.tag,
+                    name(&target.backend),
+                    target.port
+                )
+            }
+            Record::Node4(address) => format!("node {address:?}"),
+            Record::Node6(address) => format!("node {address:?}"),
             Record::Pod4(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
             Record::Pod6(address, pod) => format!("pod {address:?} {}", name(&pod.backend)),
             Record::Target(key, count) => {
@@ -425,7 +442,9 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
             Record::Gate(entry, word) => format!("gate {entry} {word:x}"),
             Record::Device(index, device) => format!("device {index} {device:?}"),
             Record::Service(id, _) => format!("service {}", served(id)),
-            Record::Slots(..) | Record::ServiceName(..) | Record::BackendName(..) => continue,
+            Record::Turn(..) | Record::Slots(..) | Record::ServiceName(..) | Record::BackendName(..) => {
+                continue;
+            }
         });
     }
     said

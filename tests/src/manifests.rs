@@ -60,6 +60,8 @@ impl Manifests {
                     Object::EndpointSlice(object) => serde_json::to_value(&*object)?,
                     Object::Node(object) => serde_json::to_value(&*object)?,
                     Object::Pod(object) => serde_json::to_value(&*object)?,
+                    Object::Vmi(object) => serde_json::to_value(&*object)?,
+                    Object::Migration(object) => serde_json::to_value(&*object)?,
                 });
             }
         }

@@ -11,6 +11,7 @@ use vmlb_agent::serving::Serving;
 use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables};
 use vmlb_agent::watch::{Event, document};
+use vmlb_common::abi::Turn;
 use vmlb_tests::api_server::follower::facts;
 use vmlb_tests::api_server::objects::{Endpoint, NODE, node, service, slice};
 
@@ -57,6 +58,8 @@ impl Tables for Nowhere {
             targets: 131_072,
             eligible: 131_072,
             ranges: 65_536,
+            tags: 131_072,
+            nodes: 16_384,
         }
     }
 
@@ -66,6 +69,10 @@ impl Tables for Nowhere {
 
     fn write(&mut self, _: &[Change]) -> Result<()> {
         Ok(())
+    }
+
+    fn turn(&self, _: u32) -> Result<Turn> {
+        Ok(Turn::default())
     }
 
     fn in_flows(&self) -> Result<InFlows> {

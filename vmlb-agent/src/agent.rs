@@ -15,6 +15,7 @@ use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
 use crate::loader::{self, Datapath, OBJECT, Trace};
 use crate::logging;
+use crate::migration::Moment;
 use crate::pins::{Lock, PinRoot};
 use crate::serving::Serving;
 use crate::settings::{self, SettingsMap, Wanted, ports};
@@ -183,6 +184,7 @@ impl Agent {
 
     async fn take_events(&mut self, batch: Vec<Event>) {
         self.publisher.queue(batch.len());
+        self.sync.tick(Moment::now());
         let before = self.internal.clone();
         for event in batch {
             self.observe(&event);
@@ -245,6 +247,7 @@ impl Agent {
     fn bring_up(&mut self) -> Report {
         let had_work = self.sync.is_dirty();
         let begun = Instant::now();
+        self.sync.tick(Moment::now());
         let mut tables = self.inheritance.over(&mut self.tables, &mut self.settings);
         let report = self.sync.sync(&mut tables, begun);
         if report.moves_datagrams {
@@ -311,9 +314,11 @@ fn put_settings(
     tunnel: Tunnel,
 ) -> anyhow::Result<SettingsMap> {
     let mut map = SettingsMap::open(root)?;
+    let (snat_ports, probe_port) = ports::reserve(ranges);
     let wanted = Wanted {
         node: node.to_owned(),
-        snat_ports: ranges.to_vec(),
+        snat_ports,
+        probe_port,
         timeouts: options.timeout.0,
         reject_rate: options.reject_rate,
         tunnel,

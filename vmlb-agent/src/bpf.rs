@@ -61,6 +61,8 @@ plain!(
     abi::TagKey,
     abi::Arrival,
     abi::Pod,
+    abi::TagKey,
+    abi::Turn,
     abi::Hop,
     abi::Traffic,
     abi::ServiceName,

@@ -68,6 +68,15 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
+impl Frontend {
+    /// Whether it stands for a node port at the addresses of all other nodes: what their tunnels bring is looked up by
+    /// it. No client addresses it.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.address.is_unspecified()
+    }
+}
+
 /// A Service's wish for a frontend; the least wins, which is the oldest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
@@ -162,6 +171,11 @@ impl Desired {
             return;
         }
         self.dirty.backends.insert(identity.clone());
+        let is_here = |view: &Option<BackendView>| view.as_ref().is_some_and(BackendView::is_here);
+        if is_here(&old) != is_here(&new) {
+            // What tunnels call it is known where it is.
+            self.touch_tables(identity);
+        }
         for (address, claim) in old.iter().flat_map(|view| &view.claims) {
             if let Some(claims) = self.addresses.get_mut(address) {
                 claims.remove(claim);
@@ -205,6 +219,31 @@ impl Desired {
         self.dirty.backends.extend(self.backends.keys().cloned());
         self.dirty.addresses.extend(self.addresses.keys().copied());
         self.dirty.targets.extend(self.targets.keys().cloned());
+    }
+
+    /// The tables in which a backend takes part.
+    fn touch_tables(&mut self, identity: &Identity) {
+        for service in self.listings.get(identity).into_iter().flat_map(Few::keys) {
+            let Some(view) = self.views.get(service) else { continue };
+            self.dirty.tables.extend(view.tables().map(|(key, _)| key));
+        }
+    }
+
+    /// Whether a backend takes new flows of any Service.
+    #[must_use]
+    pub fn is_chosen(&self, identity: &Identity) -> bool {
+        let services = self.listings.get(identity).into_iter().flat_map(Few::keys);
+        let mut tables = services.filter_map(|name| self.views.get(name)).flat_map(|view| view.tables());
+        tables.any(|(_, table)| table.choice.iter().any(|chosen| chosen.identity == *identity))
+    }
+
+    /// Backends on these nodes.
+    #[must_use]
+    pub fn backends_on(&self, nodes: &BTreeSet<std::sync::Arc<str>>) -> Vec<Identity> {
+        let is_on = |view: &BackendView| {
+            view.ends().any(|end| end.node.as_ref().is_some_and(|node| nodes.contains(node)))
+        };
+        self.backends.iter().filter(|(_, view)| is_on(view)).map(|(identity, _)| identity.clone()).collect()
     }
 
     /// A backend has got its id, or lost it: what names it is to be looked at again.
@@ -322,8 +361,7 @@ impl Desired {
     }
 
     fn shift_tables(&mut self, old: &ServiceView, new: &ServiceView) {
-        let old: BTreeMap<TableKey, _> = old.tables().collect();
-        let new: BTreeMap<TableKey, _> = new.tables().collect();
+        let (old, new) = (tables_of(old), tables_of(new));
         let keys = old.keys().chain(new.keys()).filter(|key| old.get(*key) != new.get(*key));
         self.dirty.tables.extend(keys.cloned());
     }
@@ -354,4 +392,13 @@ impl Desired {
         }
         stale
     }
+}
+
+/// The tables of a Service, and who answers for them.
+fn tables_of(view: &ServiceView) -> BTreeMap<TableKey, (&service::TableView, &BTreeSet<(Identity, u16)>)> {
+    let of_port = |port| {
+        let tables = service::PortView::tables(port);
+        tables.map(move |(key, table)| (key, (table, &port.targets)))
+    };
+    view.ports.iter().flat_map(of_port).collect()
 }

@@ -38,6 +38,12 @@ impl Identity {
         Self(address.to_string().into())
     }
 
+    /// What tunnels call the backend: 15 bits, the same on every node.
+    #[must_use]
+    pub fn tag(&self) -> u32 {
+        (digest(3, self.0.as_bytes()) & 0x7fff) as u32
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -1,6 +1,7 @@
 //! The index: every object the control plane knows, and who depends on whom. Pure, one owner, no Kubernetes types; it
 //! remembers what a change touches, so that the rest need not be looked at again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -224,6 +225,12 @@ impl Index {
         self.vmis.get(self.vmi_names.get(identity)?)
     }
 
+    /// Whether KubeVirt says anything of any VM.
+    #[must_use]
+    pub fn has_vmis(&self) -> bool {
+        !self.vmis.is_empty()
+    }
+
     /// Whether a migration (by its UID) has failed.
     #[must_use]
     pub fn has_failed(&self, job: &str) -> bool {
@@ -284,7 +291,43 @@ impl Index {
         self.pods_of(identity).0.map_or(WEIGHT, |pod| pod.weight)
     }
 
-    /// What an endpoint is as a backend. `None`: its pod has ended.
+    /// Whether a pod is known to have ended.
+    #[must_use]
+    pub fn has_ended(&self, pod: &Name) -> bool {
+        self.pods.get(pod).is_some_and(|pod| pod.finished)
+    }
+
+    fn has_live_pod(&self, identity: &Identity) -> bool {
+        let mut names = self.pods_by_identity.get(identity).into_iter().flatten();
+        names.any(|name| self.pods.get(name).is_some_and(|pod| !pod.finished))
+    }
+
+    /// An endpoint as one of its backend, which may be elsewhere by now, or hidden by readiness gates alone.
+    #[must_use]
+    pub fn relocate<'a>(&self, identity: &Identity, endpoint: &'a Endpoint) -> Cow<'a, Endpoint> {
+        let placement = self.placements.get(identity);
+        let ended = |pod: &slice::PodTarget| self.has_ended(&pod.name);
+        if placement.is_none() && !endpoint.pod.as_ref().is_some_and(ended) {
+            return Cow::Borrowed(endpoint);
+        }
+        let (Some(present), _) = self.pods_of(identity) else { return Cow::Borrowed(endpoint) };
+        let is_held = placement.is_some_and(|placement| placement.is_held);
+        let mut endpoint = endpoint.clone();
+        let is_there = endpoint.pod.as_ref().is_none_or(|pod| pod.name == present.name);
+        if !is_there {
+            let same = |address: &&IpAddr| address.is_ipv4() == endpoint.address.is_ipv4();
+            endpoint.address = present.addresses.iter().find(same).copied().unwrap_or(endpoint.address);
+            endpoint.node = present.node.clone().or(endpoint.node);
+            endpoint.node_hints.clear();
+            endpoint.zone_hints.clear();
+        }
+        endpoint.ready |= is_held;
+        endpoint.serving |= is_held;
+        endpoint.terminating &= !is_held;
+        Cow::Owned(endpoint)
+    }
+
+    /// What an endpoint is as a backend. `None`: its pod has ended, and no other carries the same VM.
     #[must_use]
     pub fn identify(&self, endpoint: &Endpoint) -> Option<Identity> {
         let by_address = || Identity::of_address(endpoint.address);
@@ -294,7 +337,10 @@ impl Index {
         };
         match self.pods.get(&target.name) {
             Some(pod) if target.uid.is_empty() || pod.uid.is_empty() || pod.uid == target.uid => {
-                (!pod.finished).then(|| pod.identity.clone().unwrap_or_else(by_address))
+                // A VM that has moved is still meant, until the slice lists its new pod.
+                let is_meant = !pod.finished
+                    || pod.identity.as_ref().is_some_and(|identity| self.has_live_pod(identity));
+                is_meant.then(|| pod.identity.clone().unwrap_or_else(by_address))
             }
             _ if target.uid.is_empty() => Some(by_address()),
             // The pod is not known (yet), or another of its name is: the reference still says which one is meant.

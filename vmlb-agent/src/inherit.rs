@@ -201,7 +201,8 @@ impl Opening<'_> {
                 Record::Frontend6(key, _) => (key.address.octets.into(), key.port, key.protocol),
                 _ => continue,
             };
-            if !self.tables.is_open(record)? {
+            // What tunnels bring never was the stack's.
+            if !frontend.0.is_unspecified() && !self.tables.is_open(record)? {
                 first.get_or_insert(place);
                 opened.insert(frontend);
             }
@@ -259,6 +260,10 @@ impl Tables for Opening<'_> {
         // What has begun while the frontends were opened.
         self.leave(events.take(), &opened);
         written
+    }
+
+    fn turn(&self, id: u32) -> anyhow::Result<vmlb_common::abi::Turn> {
+        self.tables.turn(id)
     }
 
     fn in_flows(&self) -> anyhow::Result<InFlows> {

@@ -1,11 +1,14 @@
 //! Live migration, as the control plane sees it: what the agent is to do now for each VM that moves ([`Task`]), what has
-//! happened ([`Migration`]), and the state machine behind both. Pure; the clock is passed in.
+//! happened ([`Migration`]), and the state machine behind both ([`machine`]). Pure; the clock is passed in.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+pub mod fleet;
+pub mod machine;
 
 /// A moment on two clocks: the one by which the datapath tells times, and the one by which people do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use vmlb_common::abi::{self, Device, Selection, Service, ServiceName, Target, TargetKey};
+use vmlb_common::family::{Address4, Address6};
 
 use crate::desired::{Frontend, TableKey, TargetName};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, Change, Record, RecordKey, address4, address6};
+use crate::tables::{Capacity, Change, Record, RecordKey, Tables, address4, address6};
 
 mod adopt;
 mod clients;
+mod ends;
 mod gate;
 mod ids;
 mod ledger;
@@ -21,6 +23,8 @@ mod named;
 mod names;
 mod resolve;
 mod slots;
+mod tags;
+mod turns;
 
 use clients::Clients;
 use gate::Gates;
@@ -30,12 +34,17 @@ use linger::Lingering;
 use named::Named;
 pub use slots::GRACE;
 use slots::Slots;
+use tags::Tags;
+use turns::Turns;
 
 /// A backend's endpoint in one family. Its revision is not part of it: that is given out when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Endpoint {
     flags: u32,
     address: IpAddr,
+    /// The address of its node.
+    node: Option<IpAddr>,
+    tag: u32,
 }
 
 /// What could not be placed, with the flag to raise; looked at again with every plan.
@@ -69,9 +78,15 @@ pub struct Installation {
     service_names: Named<ServiceName>,
     /// By family, as the maps are.
     frontends: [Ledger<Frontend, abi::Frontend>; 2],
+    /// By place in maps `backends_*`.
     backends: Ledger<(u32, Family), Endpoint>,
+    turns: Turns,
+    /// Backends that are one step nearer to where they are to be.
+    unfinished: BTreeSet<Identity>,
     backend_names: Named<abi::BackendName>,
-    pods: [Ledger<IpAddr, u32>; 2],
+    pods: [Ledger<IpAddr, abi::Pod>; 2],
+    nodes: [Ledger<IpAddr, ()>; 2],
+    tags: Tags,
     targets: Ledger<TargetKey, u32>,
     clients: Clients,
     service_ids: Ids<TableKey>,
@@ -110,10 +125,15 @@ impl Installation {
             self.pods
                 .iter()
                 .flat_map(Ledger::puts)
-                .map(|(address, id)| Change::Put(pod_record(*address, *id))),
+                .map(|(address, pod)| Change::Put(pod_record(*address, *pod))),
         );
+        // After what they turn to and who may answer from there; what they turn from goes with the removals.
+        changes.extend(self.turns.puts());
+        let nodes = self.nodes.iter().flat_map(Ledger::puts);
+        changes.extend(nodes.map(|(address, ())| Change::Put(node_record(*address))));
         changes.extend(self.targets.puts().map(|(key, count)| Change::Put(Record::Target(*key, *count))));
         changes.extend(self.clients.puts());
+        changes.extend(self.tags.puts());
         changes.extend(
             self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(id, Box::new(*name)))),
         );
@@ -139,11 +159,14 @@ impl Installation {
         changes.extend(services.map(|id| Change::Put(Record::Service(*id, Service::default()))));
         let names = self.service_names.removals();
         changes.extend(names.map(|id| Change::Remove(RecordKey::ServiceName(*id))));
+        changes.extend(self.tags.removals());
         changes.extend(self.clients.removals());
         changes.extend(self.targets.removals().map(|key| Change::Remove(RecordKey::Target(*key))));
         changes.extend(
             self.pods.iter().flat_map(Ledger::removals).map(|address| Change::Remove(pod_key(*address))),
         );
+        let nodes = self.nodes.iter().flat_map(Ledger::removals);
+        changes.extend(nodes.map(|address| Change::Remove(node_key(*address))));
         let gone: Vec<_> = self.backends.removals().copied().collect();
         changes.extend(gone.into_iter().map(|key| self.put_backend(key, None)));
         let names = self.backend_names.removals();
@@ -152,9 +175,8 @@ impl Installation {
         changes.extend(self.gates.lower());
     }
 
-    fn put_backend(&mut self, (id, family): (u32, Family), endpoint: Option<Endpoint>) -> Change {
-        let place = abi::Turn::place(id, 0);
-        let Some(Endpoint { flags, address }) = endpoint else {
+    fn put_backend(&mut self, (place, family): (u32, Family), endpoint: Option<Endpoint>) -> Change {
+        let Some(Endpoint { flags, address, node, tag }) = endpoint else {
             return Change::Put(match family {
                 Family::V4 => Record::Backend4(place, abi::Backend::default()),
                 Family::V6 => Record::Backend6(place, abi::Backend::default()),
@@ -165,12 +187,24 @@ impl Installation {
         let revision = self.revision;
         Change::Put(match address {
             IpAddr::V4(address) => {
-                let address = address4(address);
-                Record::Backend4(place, abi::Backend { flags, revision, address, ..abi::Backend::default() })
+                let node = match node {
+                    Some(IpAddr::V4(node)) => address4(node),
+                    _ => Address4::default(),
+                };
+                Record::Backend4(
+                    place,
+                    abi::Backend { flags, revision, address: address4(address), node, tag },
+                )
             }
             IpAddr::V6(address) => {
-                let address = address6(address);
-                Record::Backend6(place, abi::Backend { flags, revision, address, ..abi::Backend::default() })
+                let node = match node {
+                    Some(IpAddr::V6(node)) => address6(node),
+                    _ => Address6::default(),
+                };
+                Record::Backend6(
+                    place,
+                    abi::Backend { flags, revision, address: address6(address), node, tag },
+                )
             }
         })
     }
@@ -184,12 +218,47 @@ impl Installation {
         self.frontends.iter_mut().for_each(Ledger::settle);
         self.backends.settle();
         self.backend_names.settle();
+        self.turns.settle();
         self.pods.iter_mut().for_each(Ledger::settle);
+        self.nodes.iter_mut().for_each(Ledger::settle);
+        self.tags.settle();
         self.targets.settle();
         self.clients.settle();
         let services = self.service_ids.settle();
         let backends = self.backend_ids.settle();
         services || backends
+    }
+
+    /// Whether some backends are not yet where they are to be: the next plan goes on.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    /// Reads again which backends the datapath has turned. Returns those.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn look(&mut self, tables: &dyn Tables) -> anyhow::Result<Vec<(Identity, abi::Turn)>> {
+        let mut turned = Vec::new();
+        for id in self.turns.expected() {
+            let turn = tables.turn(id)?;
+            if self.turns.learn(id, abi::Turned(turn.word)) {
+                turned.extend(self.identity(id).map(|identity| (identity, turn)));
+            }
+        }
+        Ok(turned)
+    }
+
+    /// Takes in that the datapath has turned a backend. Tells whether that is new.
+    pub fn learn(&mut self, id: u32, turned: abi::Turned) -> bool {
+        self.turns.learn(id, turned)
+    }
+
+    /// Whose an id is.
+    #[must_use]
+    pub fn identity(&self, id: u32) -> Option<Identity> {
+        self.backend_ids.iter().find(|(_, known)| *known == id).map(|(identity, _)| identity.clone())
     }
 
     /// Whether retired slots wait for their grace.
@@ -242,10 +311,24 @@ fn frontend_key(key: Frontend) -> RecordKey {
     }
 }
 
-fn pod_record(address: IpAddr, backend: u32) -> Record {
+fn node_record(address: IpAddr) -> Record {
     match address {
-        IpAddr::V4(address) => Record::Pod4(address4(address), abi::Pod { backend, side: 0 }),
-        IpAddr::V6(address) => Record::Pod6(address6(address), abi::Pod { backend, side: 0 }),
+        IpAddr::V4(address) => Record::Node4(address4(address)),
+        IpAddr::V6(address) => Record::Node6(address6(address)),
+    }
+}
+
+fn node_key(address: IpAddr) -> RecordKey {
+    match address {
+        IpAddr::V4(address) => RecordKey::Node4(address4(address)),
+        IpAddr::V6(address) => RecordKey::Node6(address6(address)),
+    }
+}
+
+fn pod_record(address: IpAddr, pod: abi::Pod) -> Record {
+    match address {
+        IpAddr::V4(address) => Record::Pod4(address4(address), pod),
+        IpAddr::V6(address) => Record::Pod6(address6(address), pod),
     }
 }
 

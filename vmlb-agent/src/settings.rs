@@ -131,6 +131,8 @@ pub struct Wanted {
     pub node: String,
     /// SNAT ports.
     pub snat_ports: Vec<PortRange>,
+    /// The port from which a migration's target is asked whether the VM is there; none of `snat_ports`. 0: none.
+    pub probe_port: u16,
     /// When flows end.
     pub timeouts: Timeouts,
     /// Jiffies a second.
@@ -158,7 +160,7 @@ impl Wanted {
         }
         Ok(Settings {
             tunnel: self.tunnel,
-            probe_port: 0,
+            probe_port: self.probe_port,
             pad: 0,
             version: abi::VERSION,
             // Zero marks an empty hop.
@@ -253,6 +255,7 @@ pub fn differences(old: &Settings, new: &Settings) -> BTreeMap<&'static str, (St
         ("hz", old.hz.to_string(), new.hz.to_string()),
         ("snat ports", format!("{:?}", old.snat_ports), format!("{:?}", new.snat_ports)),
         ("timeouts", TimeoutFlag(old.timeouts).to_string(), TimeoutFlag(new.timeouts).to_string()),
+        ("probe port", old.probe_port.to_string(), new.probe_port.to_string()),
         ("reject rate", old.reject_rate.to_string(), new.reject_rate.to_string()),
         ("tunnel", format!("{:?}", old.tunnel), format!("{:?}", new.tunnel)),
         ("node", text(&old.node), text(&new.node)),
@@ -337,6 +340,7 @@ mod tests {
         let wanted = Wanted {
             node: "node-a".into(),
             snat_ports: vec![PortRange { first: 1024, last: 29_999 }],
+            probe_port: 65_535,
             timeouts: Timeouts::DEFAULT,
             hz: 250,
             reject_rate: 1000,

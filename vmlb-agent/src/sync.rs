@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use vmlb_common::abi::{Arrival, Role};
+use vmlb_common::abi::{Arrival, ArrivalSign, Role, Turned};
 
 use crate::cluster::{self, Decoded};
 use crate::desired::health::HealthCheck;
 use crate::desired::{Desired, Here};
 use crate::facts::NodeFacts;
+use crate::identity::Identity;
 use crate::index::Index;
-use crate::index::pod::Node;
-use crate::migration::{Migration, Moment, Task};
+use crate::index::pod::{Node, Pod};
+use crate::migration::fleet::{Circumstances, Fleet};
+use crate::migration::machine::Progress;
+use crate::migration::{Endpoint, Migration, Moment, Sign, Stage, Task};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::plan::Installation;
 use crate::serving::Serving;
@@ -77,6 +80,8 @@ fn moves_datagrams(change: &Change) -> bool {
 
 /// Between two tries after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// Plans that one call carries out at most.
+const STEPS: usize = 5;
 /// Between two looks for what no flow names any more; each reads the flow tables.
 pub const RECYCLE: Duration = Duration::from_secs(60);
 
@@ -93,6 +98,7 @@ pub struct Sync {
     failed: Option<Installation>,
     facts_changed: bool,
     all_changed: bool,
+    nodes_changed: bool,
     own_node: Option<Node>,
     node_was_known: bool,
     left: LeftPorts,
@@ -101,6 +107,9 @@ pub struct Sync {
     has_synced: bool,
     recycled: Option<Instant>,
     now: Moment,
+    fleet: Fleet,
+    /// The datapath has told something since the last sync.
+    has_news: bool,
 }
 
 impl Sync {
@@ -118,6 +127,7 @@ impl Sync {
             failed: None,
             facts_changed: false,
             all_changed: false,
+            nodes_changed: false,
             own_node: None,
             node_was_known: false,
             left: LeftPorts::default(),
@@ -125,6 +135,8 @@ impl Sync {
             has_synced: false,
             recycled: None,
             now: Moment::default(),
+            fleet: Fleet::default(),
+            has_news: false,
         }
     }
 
@@ -189,27 +201,40 @@ impl Sync {
     /// once a minute so that ids of backends that are gone come back.
     pub fn sync(&mut self, tables: &mut dyn Tables, now: Instant) -> Report {
         let mut report = Report { waiting: self.waiting(), ..Report::default() };
-        if report.waiting.is_none() {
-            self.refresh();
-            let waits =
-                self.installation.as_ref().is_none_or(|installation| installation.unplaced.is_waiting());
-            report.backends_changed = waits || !self.desired.dirty.backends.is_empty();
-            match self.carry_out(tables, now) {
-                Ok(changes) => {
-                    report.written = changes.len();
-                    report.moves_datagrams = changes.iter().any(moves_datagrams);
-                    report.again = self.again();
-                    report.triggered = std::mem::take(&mut self.triggered);
-                    self.has_synced = true;
-                }
-                Err(error) => {
-                    report.error = Some(error);
-                    report.again = Some(RETRY);
-                }
+        // A backend that both moves and changes takes several steps, each of which the datapath can serve.
+        for _ in 0..STEPS {
+            if report.waiting.is_some() || !self.step(tables, now, &mut report) {
+                break;
             }
         }
         report.warnings = self.warnings.take_fresh();
         report
+    }
+
+    /// One plan, carried out. Tells whether another is to follow.
+    fn step(&mut self, tables: &mut dyn Tables, now: Instant, report: &mut Report) -> bool {
+        let done = self.take_over(tables, now).and_then(|()| {
+            self.refresh();
+            let waits =
+                self.installation.as_ref().is_none_or(|installation| installation.unplaced.is_waiting());
+            report.backends_changed |= waits || !self.desired.dirty.backends.is_empty();
+            self.carry_out(tables, now)
+        });
+        match done {
+            Ok(changes) => {
+                report.written += changes.len();
+                report.moves_datagrams |= changes.iter().any(moves_datagrams);
+                report.again = self.again();
+                report.triggered.append(&mut self.triggered);
+                self.has_synced = true;
+                self.installation.as_ref().is_some_and(Installation::is_unfinished)
+            }
+            Err(error) => {
+                report.error = Some(error);
+                report.again = Some(RETRY);
+                false
+            }
+        }
     }
 
     fn waiting(&self) -> Option<Waiting> {
@@ -219,17 +244,17 @@ impl Sync {
 
     fn again(&self) -> Option<Duration> {
         let installation = self.installation.as_ref()?;
-        if installation.unplaced.is_waiting() && installation.is_retiring() {
+        if installation.is_unfinished() || (installation.unplaced.is_waiting() && installation.is_retiring())
+        {
             return Some(crate::plan::GRACE);
         }
-        installation.is_lingering().then_some(RECYCLE)
+        let due = self.fleet.due().map(|due| due.saturating_sub(self.now.monotonic));
+        let due = due.map(|due| Duration::from_nanos(due).max(crate::plan::GRACE));
+        [due, installation.is_lingering().then_some(RECYCLE)].into_iter().flatten().min()
     }
 
     fn carry_out(&mut self, tables: &mut dyn Tables, now: Instant) -> anyhow::Result<Vec<Change>> {
-        let mut installation = match self.installation.take() {
-            Some(installation) => installation,
-            None => self.adopt(tables, now)?,
-        };
+        let Some(mut installation) = self.installation.take() else { return Ok(Vec::new()) };
         // What goes by this call waits for the next: flows may begin until it is carried out.
         let due = self.recycled.is_none_or(|last| now.saturating_duration_since(last) >= RECYCLE);
         if due && installation.is_lingering() {
@@ -241,6 +266,10 @@ impl Sync {
         }
         if std::mem::take(&mut self.facts_changed) {
             installation.resolve_facts(&self.here.facts);
+        }
+        if std::mem::take(&mut self.nodes_changed) {
+            let nodes = self.index.nodes().flat_map(|node| node.addresses.iter().copied());
+            installation.resolve_nodes(&nodes.collect());
         }
         self.left.mark(&self.desired, &installation);
         installation.resolve(&mut self.desired, &mut self.warnings, now);
@@ -257,7 +286,18 @@ impl Sync {
 
     /// Computes anew whatever events and facts have touched.
     fn refresh(&mut self) {
-        let touched = self.index.take_touched();
+        self.has_news = false;
+        let mut touched = self.index.take_touched();
+        let mut vms: BTreeSet<Identity> = touched.backends.clone();
+        vms.extend(self.fleet.identities());
+        self.place(&vms);
+        let moved = self.index.take_touched();
+        touched.backends.extend(moved.backends);
+        touched.services.extend(moved.services);
+        if !touched.hosts.is_empty() {
+            self.nodes_changed = true;
+            touched.backends.extend(self.desired.backends_on(&touched.hosts));
+        }
         let own_node = self.index.node(&self.here.node);
         if touched.nodes && own_node != self.own_node.as_ref() {
             // Whether the node is on its way out changes nothing that is served.
@@ -281,6 +321,42 @@ impl Sync {
         }
     }
 
+    /// Says where VMs with several pods are.
+    fn place(&mut self, vms: &BTreeSet<Identity>) {
+        let Self { fleet, index, desired, installation, .. } = self;
+        let installed = |index: &Index, identity: &Identity| {
+            let ends = installation.as_ref()?.installed_ends(identity);
+            present_pod(index, identity, &ends)
+        };
+        let is_usable = |index: &Index, identity: &Identity| match desired.backend(identity) {
+            Some(_) => desired.is_chosen(identity),
+            // Nobody knows how it was before: the gates aside, its pod does.
+            None => index.pods_of(identity).0.is_none_or(|pod| pod.contained != Some(false)),
+        };
+        let around = Circumstances { installed: &installed, is_usable: &is_usable, now: self.now };
+        for identity in vms {
+            fleet.observe(index, identity, &around);
+        }
+    }
+
+    /// What is installed is known after this, and which backends the datapath has turned.
+    fn take_over(&mut self, tables: &dyn Tables, now: Instant) -> anyhow::Result<()> {
+        let Some(installation) = &mut self.installation else {
+            let installation = self.adopt(tables, now)?;
+            self.installation = Some(installation);
+            return Ok(());
+        };
+        let turned = installation.look(tables).context("map turns could not be read")?;
+        for (identity, turn) in turned {
+            let replied = (turn.replied != 0).then(|| self.now.at(turn.replied));
+            if let Some(machine) = self.fleet.machine(&identity) {
+                // By what it was turned is told by its arrival.
+                machine.arrived(Sign::Flow, self.now, replied);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes over what is installed; everything is to be compared with it.
     fn adopt(&mut self, tables: &dyn Tables, now: Instant) -> anyhow::Result<Installation> {
         let records = tables.read().context("the maps could not be read")?;
@@ -299,13 +375,21 @@ impl Sync {
         self.desired.dirty.tables.extend(known.tables);
         self.desired.dirty.backends.extend(known.backends);
         self.facts_changed = true;
+        self.nodes_changed = true;
         Ok(installation)
     }
 
     /// Whether a call of [`Sync::sync`] would have something to do.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.installation.is_none() || self.all_changed || self.facts_changed || self.index.is_touched()
+        let is_due = self.fleet.due().is_some_and(|due| due <= self.now.monotonic);
+        let is_unfinished = self.installation.as_ref().is_none_or(Installation::is_unfinished);
+        is_unfinished
+            || is_due
+            || self.has_news
+            || self.all_changed
+            || self.facts_changed
+            || self.index.is_touched()
     }
 
     /// Whether this node should get new clients. One that was known and is gone should not.
@@ -351,15 +435,17 @@ impl Sync {
             .collect()
     }
 
-    /// Where the backends are: present addresses, and whether they are on this node.
+    /// Where the backends are, or may be at any moment: addresses, and whether they are on this node.
     pub fn places(&self) -> impl Iterator<Item = (IpAddr, Whereabouts)> {
         let views = self.installation.iter().flat_map(|installation| {
             let placed = self.desired.backends();
             placed.filter(|(identity, _)| installation.backend_id(identity).is_some()).map(|(_, view)| view)
         });
         views.flat_map(|view| {
-            let place = if view.is_local { Whereabouts::Here } else { Whereabouts::Elsewhere };
-            view.addresses.iter().map(move |address| (*address, place))
+            view.ends().flat_map(|end| {
+                let place = if end.is_local { Whereabouts::Here } else { Whereabouts::Elsewhere };
+                end.addresses.iter().map(move |address| (*address, place))
+            })
         })
     }
 
@@ -379,27 +465,86 @@ impl Sync {
 
 /// Live migration.
 impl Sync {
-    /// What time it is: call it before [`Self::apply`] and [`Self::sync`], at least once a second while
-    /// [`Self::tasks`] are not empty.
+    /// What time it is: call it before [`Self::apply`] and [`Self::sync`].
     pub fn tick(&mut self, now: Moment) {
         self.now = now;
     }
 
     /// The datapath has turned a backend to its other side. Call [`Self::sync`] after it.
-    pub fn arrived(&mut self, _arrival: &Arrival) {}
+    pub fn arrived(&mut self, arrival: &Arrival) {
+        let Some(installation) = &mut self.installation else { return };
+        let is_new = installation.learn(arrival.backend, Turned(arrival.word));
+        let Some(identity) = installation.identity(arrival.backend) else { return };
+        let sign = if arrival.sign == ArrivalSign::PROBE { Sign::Probe } else { Sign::Flow };
+        let replied = (arrival.replied != 0).then(|| self.now.at(arrival.replied));
+        if let Some(machine) = self.fleet.machine(&identity) {
+            let at = self.now.at(arrival.at);
+            // What is not new was read from the map, or done by ourselves.
+            if is_new { machine.arrived(sign, at, replied) } else { machine.explain(sign, at, replied) }
+        }
+        self.has_news = true;
+    }
 
     /// The target of a migration ([`Migration::number`]) has been told of all flows.
-    pub fn primed(&mut self, _number: u64) {}
+    pub fn primed(&mut self, number: u64) {
+        self.fleet.primed(number, self.now);
+    }
 
     /// What is to be done now for VMs that move, sorted by number. Changes with [`Self::sync`] only.
     #[must_use]
     pub fn tasks(&self) -> Vec<Task> {
-        Vec::new()
+        let Some(installation) = &self.installation else { return Vec::new() };
+        let has_vmis = self.listed.contains(&Kind::Vmi) && self.index.has_vmis();
+        let task = |(identity, progress): (&Identity, &Progress)| {
+            let backend = installation.backend_id(identity)?;
+            let view = self.desired.backend(identity)?;
+            let is_turned = progress.stage == Stage::Turned;
+            let end = if is_turned { &view.present } else { &view.other.as_ref()?.end };
+            let present = installation.present_side(backend);
+            let endpoint = |address: &IpAddr| Endpoint {
+                address: *address,
+                node: end.hosts.beside(*address),
+                is_local: end.is_local,
+            };
+            Some(Task {
+                number: progress.number,
+                backend,
+                side: if is_turned { present } else { 1 - present },
+                tag: identity.tag(),
+                stage: progress.stage,
+                is_installed: is_turned || installation.expects(backend).is_some(),
+                endpoints: end.addresses.iter().map(endpoint).collect(),
+                known: progress.known,
+                turned: progress.turned,
+                probe: progress.probe(has_vmis),
+            })
+        };
+        let mut tasks: Vec<Task> = self.fleet.under_way().filter_map(task).collect();
+        tasks.sort_unstable_by_key(|task| task.number);
+        tasks
     }
 
     /// Migrations that are under way, and the last that are over, sorted by number. Changes with [`Self::sync`] only.
     #[must_use]
     pub fn migrations(&self) -> Vec<Migration> {
-        Vec::new()
+        let id = |identity: &Identity| self.installation.as_ref()?.backend_id(identity);
+        self.fleet.migrations(&self.here.node, |identity| id(identity).unwrap_or(0))
     }
+}
+
+/// The pod of a VM that is at these addresses; of several with one address the one on the node that has the other.
+fn present_pod(index: &Index, identity: &Identity, ends: &[(IpAddr, Option<IpAddr>)]) -> Option<Name> {
+    let pods = index.live_pods(identity);
+    let is_at = |pod: &&&Pod| ends.iter().any(|(address, _)| pod.addresses.contains(address));
+    let at: Vec<&Pod> = pods.iter().filter(is_at).copied().collect();
+    if let [pod] = at[..] {
+        return Some(pod.name.clone());
+    }
+    let is_on = |pod: &&&Pod| {
+        let hosts = index.hosts(pod.node.as_deref()).or(pod.hosts);
+        ends.iter().any(|(address, node)| node.is_some() && hosts.beside(*address) == *node)
+    };
+    let mut on = at.iter().filter(is_on);
+    let pod = on.next()?;
+    on.next().is_none().then(|| pod.name.clone())
 }

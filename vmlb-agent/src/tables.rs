@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use vmlb_common::abi::{
     self, Backend, BackendName, Device, EligibleKey, FrontendKey, Pod, RangeKey, Selection, Service,
-    ServiceName, Target, TargetKey,
+    ServiceName, TagKey, Target, TargetKey, Turn, Turned,
 };
 use vmlb_common::family::{Address4, Address6};
 
@@ -31,9 +31,9 @@ pub enum Record {
     Frontend4(FrontendKey<Address4>, abi::Frontend),
     /// An IPv6 frontend.
     Frontend6(FrontendKey<Address6>, abi::Frontend),
-    /// A backend's IPv4 endpoint by id.
+    /// A backend's IPv4 endpoint by [`Turn::place`].
     Backend4(u32, Backend<Address4>),
-    /// A backend's IPv6 endpoint by id.
+    /// A backend's IPv6 endpoint by [`Turn::place`].
     Backend6(u32, Backend<Address6>),
     /// Whose an IPv4 pod address is.
     Pod4(Address4, Pod),
@@ -47,6 +47,14 @@ pub enum Record {
     Range4(RangeKey<Address4>),
     /// IPv6 clients of a service that frontends with ranges admit.
     Range6(RangeKey<Address6>),
+    /// Which of a backend's endpoints is the present one, by id. Written by [`turned_to`]: the datapath turns too.
+    Turn(u32, Turn),
+    /// What a packet from another node's tunnel is for.
+    Tag(TagKey, Target),
+    /// The IPv4 address of a node.
+    Node4(Address4),
+    /// The IPv6 address of a node.
+    Node6(Address6),
     /// The name of a service id.
     ServiceName(u32, Box<ServiceName>),
     /// The name of a backend id.
@@ -74,6 +82,12 @@ pub enum RecordKey {
     Range4(RangeKey<Address4>),
     /// See [`Record::Range6`].
     Range6(RangeKey<Address6>),
+    /// See [`Record::Tag`].
+    Tag(TagKey),
+    /// See [`Record::Node4`].
+    Node4(Address4),
+    /// See [`Record::Node6`].
+    Node6(Address6),
     /// See [`Record::ServiceName`].
     ServiceName(u32),
     /// See [`Record::BackendName`].
@@ -96,7 +110,7 @@ pub struct Capacity {
     pub services: u32,
     /// Entries of `slots`.
     pub slots: u32,
-    /// Entries of `backends_v4`, `backends_v6`, `hops_*` and `traffic`.
+    /// Entries of `backend_names`, `turns`, `hops_*` and `traffic`; half of those of `backends_*`.
     pub backends: u32,
     /// Entries of `frontends_v4` and `frontends_v6` each.
     pub frontends: u32,
@@ -108,6 +122,10 @@ pub struct Capacity {
     pub eligible: u32,
     /// Entries of `ranges_v4` and `ranges_v6` each.
     pub ranges: u32,
+    /// Entries of `tags`.
+    pub tags: u32,
+    /// Entries of `nodes_v4` and `nodes_v6` each.
+    pub nodes: u32,
 }
 
 /// Where records are kept.
@@ -128,6 +146,12 @@ pub trait Tables {
     /// At the first change that fails; the error says which, and those before it are in force.
     fn write(&mut self, changes: &[Change]) -> anyhow::Result<()>;
 
+    /// The turn of a backend as it is at this moment.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn turn(&self, id: u32) -> anyhow::Result<Turn>;
+
     /// What flow entries name.
     ///
     /// # Errors
@@ -144,6 +168,21 @@ pub struct InFlows {
     pub frontends: BTreeSet<Frontend>,
     /// Who answers.
     pub targets: BTreeSet<TargetKey>,
+}
+
+/// What is to be written where `present` is found and `wanted` is to be; `None`: nothing. A change that the datapath has
+/// overtaken is dropped: it has turned the backend since, and tells so.
+#[must_use]
+pub fn turned_to(present: Turn, wanted: Turn) -> Option<Turn> {
+    let (now, then) = (Turned(present.word), Turned(wanted.word));
+    let ahead = (then.0 >> 8).wrapping_sub(now.0 >> 8) & 0x00ff_ffff;
+    let is_next = ahead == 0 && now.side() == then.side() || ahead == 1 && now.side() != then.side();
+    if now == then || !is_next {
+        return None;
+    }
+    // When the present side last answered counts from when the other is expected.
+    let replied = if then.is_expected() && !now.is_expected() { 0 } else { present.replied };
+    Some(Turn { word: wanted.word, pad: 0, replied })
 }
 
 /// The slice of `slots` a service points to, if it has one.

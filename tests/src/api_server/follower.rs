@@ -17,7 +17,7 @@ use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Change, InFlows, Record, RecordKey, Tables};
 use vmlb_agent::watch::kube::{Access, Board, Flags, Kube, Patience};
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::{Backend, Service};
+use vmlb_common::abi::{Backend, Service, Turn};
 
 use super::objects::NODE;
 
@@ -62,6 +62,10 @@ fn key(record: &Record) -> Option<String> {
         Record::Eligible(key) => format!("eligible {key:?}"),
         Record::Range4(key) => format!("range {key:?}"),
         Record::Range6(key) => format!("range {key:?}"),
+        Record::Turn(id, _) => format!("turn {id}"),
+        Record::Tag(key, _) => format!("tag {key:?}"),
+        Record::Node4(address) => format!("node {address:?}"),
+        Record::Node6(address) => format!("node {address:?}"),
     })
 }
 
@@ -89,6 +93,9 @@ fn removed(key: &RecordKey) -> String {
         RecordKey::Eligible(key) => format!("eligible {key:?}"),
         RecordKey::Range4(key) => format!("range {key:?}"),
         RecordKey::Range6(key) => format!("range {key:?}"),
+        RecordKey::Tag(key) => format!("tag {key:?}"),
+        RecordKey::Node4(address) => format!("node {address:?}"),
+        RecordKey::Node6(address) => format!("node {address:?}"),
     }
 }
 
@@ -119,6 +126,10 @@ impl<T: Tables> Tables for Counted<T> {
             }
         }
         self.tables.write(changes)
+    }
+
+    fn turn(&self, id: u32) -> Result<Turn> {
+        self.tables.turn(id)
     }
 
     fn in_flows(&self) -> Result<InFlows> {

@@ -189,6 +189,8 @@ fn path(kind: Kind, namespace: &str) -> String {
         Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1", "endpointslices"),
         Kind::Node => ("/api/v1", "nodes"),
         Kind::Pod => ("/api/v1", "pods"),
+        Kind::Vmi => ("/apis/kubevirt.io/v1", "virtualmachineinstances"),
+        Kind::Migration => ("/apis/kubevirt.io/v1", "virtualmachineinstancemigrations"),
     };
     match namespace {
         "" => format!("{root}/{plural}"),

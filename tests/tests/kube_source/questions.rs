@@ -38,7 +38,7 @@ fn lists_come_in_pages_and_watches_with_bookmarks_of_what_is_selected() -> Resul
             selected
                 == match kind {
                     Kind::Service | Kind::EndpointSlice => (ours, ""),
-                    Kind::Node => ("", "metadata.name=n0"),
+                    Kind::Node | Kind::Vmi | Kind::Migration => ("", ""),
                     Kind::Pod => ("kubevirt.io=virt-launcher", ""),
                 },
             "{selected:?}"

@@ -2,7 +2,7 @@
 //! and whom each admits.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Admission, Frontend, Here};
 use crate::facts::Cidr;
@@ -13,7 +13,7 @@ use crate::object::{Kind, ObjectRef};
 use crate::serving::SourceRanges;
 use crate::warning::Warning;
 
-/// Every frontend of a port.
+/// Every frontend of a port; of one that has node ports here, one more for those of other nodes.
 #[must_use]
 pub fn frontends(
     here: &Here,
@@ -46,7 +46,24 @@ pub fn frontends(
             *known = admission.max(*known);
         }
     }
+    let mut foreign: Vec<(Frontend, Admission)> = Vec::new();
+    for (frontend, admission) in &all {
+        let is_node_port = frontend.port == port.node_port
+            && here.facts.addresses.iter().any(|known| known.address == frontend.address);
+        if is_node_port {
+            foreign.push((Frontend { address: unspecified(frontend.address), ..*frontend }, *admission));
+        }
+    }
+    all.extend(foreign);
     all
+}
+
+/// What stands for the addresses of the other nodes.
+fn unspecified(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// Ranges hold for clients of their own family, as for kube-proxy: where there are none of it, all are admitted.

@@ -6,7 +6,7 @@ use super::Here;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::index::service::{Families, Service};
-use crate::index::slice::Family;
+use crate::index::slice::{Endpoint, Family};
 
 /// An answer at a Service's `healthCheckNodePort`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,12 @@ pub fn health_check(
         Family::V6 => families.v6,
     });
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
-    let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*here.node));
-    let backends = local.filter_map(|endpoint| index.identify(endpoint));
+    let known = endpoints.filter_map(|endpoint| Some((index.identify(endpoint)?, endpoint)));
+    let is_local_ready = |(identity, endpoint): &(Identity, &Endpoint)| {
+        let endpoint = index.relocate(identity, endpoint);
+        endpoint.ready && endpoint.node.as_deref() == Some(&*here.node)
+    };
+    let backends = known.filter(is_local_ready).map(|(identity, _)| identity);
     let backends: BTreeSet<Identity> = backends.filter(|identity| index.weight(identity) > 0).collect();
     Some(HealthCheck { port: service.health_port, local_ready: backends.len() })
 }

@@ -313,13 +313,14 @@ fn endpoints(index: &Index, service: &Name, port: &ServicePort, family: Family) 
         let Some(number) = wanted.map(|found| found.port) else { continue };
         for endpoint in &slice.endpoints {
             let Some(identity) = index.identify(endpoint) else { continue };
+            let endpoint = index.relocate(&identity, endpoint);
             let key = (endpoint.address, number, identity);
             let Some(twin) = merged.get_mut(&key) else {
-                merged.insert(key, endpoint.clone());
+                merged.insert(key, endpoint.into_owned());
                 continue;
             };
-            if is_better(endpoint, twin) {
-                twin.clone_from(endpoint);
+            if is_better(&endpoint, twin) {
+                *twin = endpoint.into_owned();
             }
         }
     }

@@ -19,6 +19,8 @@ use super::named::Named;
 use super::names::{identity_of, port_of};
 use super::resolve::content_digest;
 use super::slots::Slots;
+use super::tags::Tags;
+use super::turns::Turns;
 use super::{Endpoint, Installation, Unplaced, family_of};
 use crate::desired::{Frontend, PortKey, Side, TableKey};
 use crate::identity::Identity;
@@ -36,7 +38,10 @@ struct Found {
     frontends: HashMap<Frontend, abi::Frontend>,
     backends: HashMap<(u32, Family), Endpoint>,
     backend_names: HashMap<u32, abi::BackendName>,
-    pods: HashMap<IpAddr, u32>,
+    pods: HashMap<IpAddr, abi::Pod>,
+    nodes: HashMap<IpAddr, ()>,
+    tags: HashMap<abi::TagKey, abi::Target>,
+    turns: HashMap<u32, abi::Turned>,
     targets: HashMap<abi::TargetKey, u32>,
     eligible: HashSet<abi::EligibleKey>,
     ranges: HashSet<Range>,
@@ -60,7 +65,9 @@ impl Installation {
         let named = in_flows.backends.iter().copied();
         let mut blocked: BTreeSet<u32> = named.filter(|id| *id != 0 && *id < capacity.backends).collect();
         // What has no name, or a name that another id has too, goes; until it is gone the id is not given out.
-        blocked.extend(found.backends.keys().map(|(id, _)| *id).chain(found.backend_names.keys().copied()));
+        blocked.extend(
+            found.backends.keys().map(|(place, _)| *place / 2).chain(found.backend_names.keys().copied()),
+        );
         let known: BTreeSet<u32> = backend_keys.values().copied().collect();
         blocked.retain(|id| !known.contains(id));
         let mut used_services: BTreeSet<u32> =
@@ -80,6 +87,10 @@ impl Installation {
             backends: Ledger::adopt(found.backends),
             backend_names: Named::adopt(&found.backend_names),
             pods: by_family(found.pods, |address| *address),
+            nodes: by_family(found.nodes, |address| *address),
+            tags: Tags::adopt(found.tags),
+            turns: Turns::adopt(found.turns),
+            unfinished: BTreeSet::new(),
             targets: Ledger::adopt(found.targets),
             clients: Clients::adopt(found.eligible, found.ranges),
             service_ids: Ids::adopt(capacity.services, service_keys, &used_services),
@@ -112,7 +123,9 @@ impl Installation {
     pub(crate) fn known(&self) -> Known {
         let is_present = |id: u32| {
             let families = [Family::V4, Family::V6];
-            families.into_iter().any(|family| self.backends.installed(&(id, family)).is_some())
+            let sides = [0, 1].map(|side| abi::Turn::place(id, side));
+            let mut places = sides.into_iter().flat_map(|place| families.map(|family| (place, family)));
+            places.any(|place| self.backends.installed(&place).is_some())
         };
         let present = self.backend_ids.iter().filter(|(_, id)| is_present(*id));
         Known {
@@ -160,14 +173,20 @@ impl Found {
                 let frontend = frontend(ip6(key.address), key.port, key.protocol);
                 self.frontends.insert(frontend, value);
             }
-            Record::Backend4(id, abi::Backend { flags, revision, address, .. }) => {
-                self.backend((id / 2, Family::V4), revision, Endpoint { flags, address: ip4(address) });
+            Record::Backend4(place, abi::Backend { flags, revision, address, node, tag }) => {
+                let (address, node) = (ip4(address), Some(ip4(node)).filter(is_specified));
+                self.backend((place, Family::V4), revision, Endpoint { flags, address, node, tag });
             }
-            Record::Backend6(id, abi::Backend { flags, revision, address, .. }) => {
-                self.backend((id / 2, Family::V6), revision, Endpoint { flags, address: ip6(address) });
+            Record::Backend6(place, abi::Backend { flags, revision, address, node, tag }) => {
+                let (address, node) = (ip6(address), Some(ip6(node)).filter(is_specified));
+                self.backend((place, Family::V6), revision, Endpoint { flags, address, node, tag });
             }
-            Record::Pod4(address, pod) => drop(self.pods.insert(ip4(address), pod.backend)),
-            Record::Pod6(address, pod) => drop(self.pods.insert(ip6(address), pod.backend)),
+            Record::Pod4(address, pod) => drop(self.pods.insert(ip4(address), pod)),
+            Record::Pod6(address, pod) => drop(self.pods.insert(ip6(address), pod)),
+            Record::Turn(id, turn) => drop(self.turns.insert(id, abi::Turned(turn.word))),
+            Record::Tag(key, target) => drop(self.tags.insert(key, target)),
+            Record::Node4(address) => drop(self.nodes.insert(ip4(address), ())),
+            Record::Node6(address) => drop(self.nodes.insert(ip6(address), ())),
             Record::Target(key, count) => drop(self.targets.insert(key, count)),
             Record::Eligible(key) => drop(self.eligible.insert(key)),
             Record::Range4(key) => {
@@ -199,6 +218,10 @@ fn by_family<K: Ord + Hash + Clone, V: PartialEq + Clone>(
 
 fn frontend(address: IpAddr, port: u16, protocol: u8) -> Frontend {
     Frontend { address, port, protocol: Protocol::new(protocol) }
+}
+
+fn is_specified(address: &IpAddr) -> bool {
+    !address.is_unspecified()
 }
 
 fn ip4(address: Address4) -> IpAddr {

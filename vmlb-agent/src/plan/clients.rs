@@ -156,6 +156,8 @@ mod tests {
             targets: 8,
             eligible: entries,
             ranges: entries,
+            tags: 8,
+            nodes: 8,
         }
     }
 

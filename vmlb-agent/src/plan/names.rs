@@ -32,7 +32,7 @@ pub(super) fn backend_name(identity: &Identity, view: &BackendView) -> BackendNa
         uid: whole(identity.as_str()),
         namespace: padded(&view.namespace),
         name: padded(&view.name),
-        node: padded(view.node.as_deref().unwrap_or_default()),
+        node: padded(view.present.node.as_deref().unwrap_or_default()),
         vm: u8::from(view.is_vm),
         weight: u8::try_from(view.weight).unwrap_or(u8::MAX),
         pad: 0,
@@ -64,6 +64,7 @@ pub(super) fn text(octets: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::backend::End;
 
     #[test]
     fn a_name_that_is_too_long_is_cut_at_a_character_and_ends_with_a_zero() {
@@ -86,9 +87,8 @@ mod tests {
             namespace: "a".into(),
             name: "b".into(),
             is_vm: true,
-            node: None,
-            is_local: false,
-            addresses: Vec::new(),
+            present: End::default(),
+            other: None,
             claims: Vec::new(),
             weight: 100,
         };

@@ -1,21 +1,18 @@
 //! From names to numbers: what is dirty among what is called for gets ids and slots and goes into the ledgers. What does
 //! not fit costs itself and a warning that names the flag to raise.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vmlb_common::abi::{
-    self, BackendFlags, EligibleKey, FrontendFlags, Gate, Role, Selection, Service, Target, TargetKey,
-};
+use vmlb_common::abi::{self, EligibleKey, FrontendFlags, Gate, Role, Selection, Service, Target, TargetKey};
 
 use super::names::{backend_name, service_name};
-use super::{EMPTY, Endpoint, Installation, family_of};
-use crate::desired::backend::BackendView;
+use super::{EMPTY, Installation, family_of};
 use crate::desired::service::{Chosen, TableView};
 use crate::desired::{Admission, Desired, Frontend, TableKey, TargetName};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
-use crate::index::slice::Family;
 use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::{Subject, Warning, Warnings};
@@ -28,6 +25,7 @@ impl Installation {
     pub fn resolve(&mut self, desired: &mut Desired, warnings: &mut Warnings, now: Instant) {
         self.slots.collect(now);
         desired.dirty.backends.append(&mut self.unplaced.backends);
+        desired.dirty.backends.append(&mut self.unfinished);
         for identity in std::mem::take(&mut desired.dirty.backends) {
             self.resolve_backend(desired, &identity, warnings);
         }
@@ -50,6 +48,26 @@ impl Installation {
         desired.dirty.frontends.append(&mut self.unplaced.frontends);
         for frontend in std::mem::take(&mut desired.dirty.frontends) {
             self.resolve_frontend(desired, frontend, warnings);
+        }
+    }
+
+    /// Takes in the addresses of the cluster's nodes.
+    pub fn resolve_nodes(&mut self, nodes: &BTreeSet<IpAddr>) {
+        for ledger in &mut self.nodes {
+            let gone: Vec<IpAddr> = ledger
+                .all_wanted()
+                .map(|(address, ())| *address)
+                .filter(|known| !nodes.contains(known))
+                .collect();
+            for address in gone {
+                ledger.want(address, None);
+            }
+        }
+        for address in nodes {
+            let ledger = &mut self.nodes[family_of(*address)];
+            if ledger.fits(address, self.capacity.nodes) {
+                ledger.want(*address, Some(()));
+            }
         }
     }
 
@@ -93,8 +111,7 @@ impl Installation {
         let Some(view) = desired.backend(identity).cloned() else {
             warnings.set(subject, Vec::new());
             if let Some(id) = self.backend_ids.get(identity) {
-                self.backends.want((id, Family::V4), None);
-                self.backends.want((id, Family::V6), None);
+                self.want_no_ends(id);
                 self.lingering.backends.insert(identity.clone());
             }
             return;
@@ -109,17 +126,13 @@ impl Installation {
         warnings.set(subject, Vec::new());
         let was_lingering = self.lingering.backends.remove(identity);
         self.backend_names.want(id, Some(backend_name(identity, &view)));
-        self.want_endpoints(id, &view);
+        if !self.want_ends(id, identity, &view, is_new) {
+            self.unfinished.insert(identity.clone());
+        }
+        // Their sides may be others now.
+        desired.dirty.addresses.extend(view.claims.iter().map(|(address, _)| *address));
         if is_new || was_lingering {
             desired.touch_users(identity);
-        }
-    }
-
-    fn want_endpoints(&mut self, id: u32, view: &BackendView) {
-        let flags = BackendFlags::PRESENT | if view.is_local { BackendFlags::LOCAL } else { 0 };
-        for family in [Family::V4, Family::V6] {
-            let address = view.addresses.iter().copied().find(|address| Family::of(*address) == family);
-            self.backends.want((id, family), address.map(|address| Endpoint { flags, address }));
         }
     }
 
@@ -151,7 +164,8 @@ impl Installation {
         }
         warnings.set(Subject::Address(address), found);
         let winner = winner.filter(|_| !map_is_full);
-        self.pods[family_of(address)].want(address, winner.map(|(_, id)| id));
+        let pod = winner.map(|(_, backend)| abi::Pod { backend, side: self.side_with(backend, address) });
+        self.pods[family_of(address)].want(address, pod);
         let is_local = winner.is_some_and(|(claim, _)| claim.is_local);
         if is_local && self.local_pods.insert(address) {
             self.gates.want_address(Gate::LOCAL_PODS, address);
@@ -204,7 +218,15 @@ impl Installation {
         };
         let name = service_name(&key.0, &port.name);
         match self.place(key, table, now) {
-            Ok(id) => self.service_names.want(id, Some(name)),
+            Ok(id) => {
+                self.service_names.want(id, Some(name));
+                let tags = self.tags_of(desired, id, port);
+                if !self.tags.set(id, tags, self.capacity.tags) {
+                    let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
+                    let message = format!("port {} is not served to tunnels from other nodes", key.0.port);
+                    warnings.set(subject, vec![full(&object, &message, "--backends")]);
+                }
+            }
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =
@@ -248,7 +270,7 @@ impl Installation {
     }
 
     /// The id of a backend that is there.
-    fn placed(&self, identity: &Identity) -> Option<u32> {
+    pub(super) fn placed(&self, identity: &Identity) -> Option<u32> {
         self.backend_ids.get(identity).filter(|_| !self.lingering.backends.contains(identity))
     }
 
@@ -287,6 +309,7 @@ impl Installation {
         let Some(id) = self.service_ids.release(key) else { return };
         self.retire(id, now);
         self.clients.forget(id);
+        self.tags.forget(id);
         self.services.want(id, None);
         self.service_names.want(id, None);
     }
@@ -310,7 +333,11 @@ impl Installation {
         let mut claims = desired.claims(&frontend);
         let winner = claims.next();
         let mut found = Vec::new();
-        for loser in claims.filter(|claim| winner.is_some_and(|winner| winner.table.0 != claim.table.0)) {
+        // Of node ports on other nodes the same is said where they are this node's.
+        for loser in claims
+            .filter(|_| !frontend.is_foreign())
+            .filter(|claim| winner.is_some_and(|winner| winner.table.0 != claim.table.0))
+        {
             let Some(winner) = winner else { continue };
             found.push(claimed_twice(frontend, &loser.table, &winner.table));
         }
@@ -332,6 +359,8 @@ impl Installation {
         }
         warnings.set(Subject::Frontend(frontend.address, frontend.port, frontend.protocol.number()), found);
         match (ledger.want(frontend, wanted), wanted) {
+            // Tunnels do not pass by the gate.
+            _ if frontend.is_foreign() => {}
             (None, Some(_)) => self.lingering.open_frontend(frontend, &mut self.gates),
             (Some(_), None) => self.lingering.close_frontend(frontend),
             _ => {}

@@ -85,6 +85,17 @@ pub fn without(ranges: &[PortRange], taken: PortRange) -> Vec<PortRange> {
     left
 }
 
+/// Takes the highest port out of `ranges`, for probes; the gate lets it in as it does the others. 0: there are too few.
+#[must_use]
+pub fn reserve(ranges: &[PortRange]) -> (Vec<PortRange>, u16) {
+    let count: u32 = ranges.iter().map(|range| range.count()).sum();
+    let highest = ranges.iter().filter(|range| range.count() > 0).map(|range| range.last).max();
+    match highest {
+        Some(port) if count > 1 => (without(ranges, PortRange { first: port, last: port }), port),
+        _ => (ranges.to_vec(), 0),
+    }
+}
+
 /// What SNAT may use on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -180,6 +191,20 @@ mod tests {
         ] {
             assert_eq!(show(&without(&ranges(before), taken)), after, "{before}");
         }
+    }
+
+    #[test]
+    fn one_port_is_kept_for_probes_where_there_is_more_than_one() {
+        for (before, after, port) in [
+            ("1024-29999,61000-65535", "1024-29999,61000-65534", 65_535),
+            ("40000-40001,7-7", "40000-40000,7-7", 40_001),
+            ("9-9", "9-9", 0),
+            ("9-9,7-8", "7-8", 9),
+        ] {
+            let (left, probe) = reserve(&ranges(before));
+            assert_eq!((show(&left).as_str(), probe), (after, port), "{before}");
+        }
+        assert_eq!(reserve(&[]), (Vec::new(), 0));
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn served<'a>(
         let id = installation.and_then(|installation| installation.service_id(&table));
         id.is_some() && installation.and_then(|installation| installation.frontend(&way.frontend)) == id
     };
-    port.frontends.iter().filter(is_served).map(|way| way.frontend)
+    port.frontends.iter().filter(is_served).map(|way| way.frontend).filter(|frontend| !frontend.is_foreign())
 }
 
 /// Why a port is left to the node's stack; `is_bare`: nothing is served at any of its frontends.
@@ -149,9 +149,9 @@ pub(super) fn backend(id: u32, identity: &Identity, view: &BackendView) -> Backe
         namespace: view.namespace.to_string(),
         name: view.name.to_string(),
         vm: view.is_vm,
-        node: view.node.as_deref().unwrap_or_default().to_owned(),
-        local: view.is_local,
-        addresses: view.addresses.clone(),
+        node: view.present.node.as_deref().unwrap_or_default().to_owned(),
+        local: view.present.is_local,
+        addresses: view.present.addresses.clone(),
         pod_addresses: view.claims.iter().map(|(address, _)| *address).collect(),
     }
 }

@@ -27,6 +27,8 @@ fn tables() -> Memory {
         targets: 16,
         eligible: 16,
         ranges: 16,
+        tags: 256,
+        nodes: 64,
     })
 }
 

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use vmlb_common::abi::{
-    Backend, BackendName, Device, EligibleKey, Frontend, FrontendFlags, FrontendKey, Gate, Pod, RangeKey,
-    Role, Service, ServiceName, Target, TargetKey,
+    Arrival, ArrivalSign, Backend, BackendName, Device, EligibleKey, Frontend, FrontendFlags, FrontendKey,
+    Gate, Pod, RangeKey, Role, Service, ServiceName, TagKey, Target, TargetKey, Turn, Turned,
 };
 use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
 use crate::index::slice::Family;
 
-use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of, turned_to};
 
 mod dump;
 
@@ -31,6 +31,10 @@ pub struct Memory {
     backends6: BTreeMap<u32, Backend<Address6>>,
     pods4: BTreeMap<Address4, Pod>,
     pods6: BTreeMap<Address6, Pod>,
+    turns: BTreeMap<u32, Turn>,
+    tags: BTreeMap<TagKey, Target>,
+    nodes4: BTreeMap<Address4, u32>,
+    nodes6: BTreeMap<Address6, u32>,
     targets: BTreeMap<TargetKey, u32>,
     eligible: BTreeMap<EligibleKey, u32>,
     ranges4: BTreeMap<RangeKey<Address4>, u32>,
@@ -68,6 +72,8 @@ impl Default for Memory {
             targets: 4096,
             eligible: 4096,
             ranges: 1024,
+            tags: 4096,
+            nodes: 1024,
         })
     }
 }
@@ -88,6 +94,10 @@ impl Memory {
             backends6: BTreeMap::new(),
             pods4: BTreeMap::new(),
             pods6: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            nodes4: BTreeMap::new(),
+            nodes6: BTreeMap::new(),
             targets: BTreeMap::new(),
             eligible: BTreeMap::new(),
             ranges4: BTreeMap::new(),
@@ -114,6 +124,45 @@ impl Memory {
     #[must_use]
     pub fn writes(&self) -> usize {
         self.writes
+    }
+
+    fn turn_of(&self, id: u32) -> Turn {
+        self.turns.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Which of a backend's sides is the present one.
+    #[must_use]
+    pub fn turned(&self, id: u32) -> Turned {
+        Turned(self.turn_of(id).word)
+    }
+
+    /// Turns a backend as the datapath does when the VM shows itself where it is expected. `None`: it is not expected.
+    pub fn arrive(&mut self, backend: u32, at: u64) -> Option<Arrival> {
+        let turn = self.turn_of(backend);
+        let turned = Turned(turn.word);
+        let word = turned.turned().0;
+        turned.is_expected().then(|| {
+            self.turns.insert(backend, Turn { word, ..turn });
+            Arrival { at, replied: turn.replied, backend, word, sign: ArrivalSign::FLOW, pad: 0 }
+        })
+    }
+
+    /// What stands at a side of a backend.
+    #[must_use]
+    pub fn endpoints(&self, backend: u32, side: u32) -> Vec<(std::net::IpAddr, u32)> {
+        let place = Turn::place(backend, side);
+        let v4 = self.backends4.get(&place).map(|end| (end.address.octets.into(), end.flags));
+        let v6 = self.backends6.get(&place).map(|end| (end.address.octets.into(), end.flags));
+        v4.into_iter().chain(v6).collect()
+    }
+
+    /// Whose an address is, and at which of its sides.
+    #[must_use]
+    pub fn pod(&self, address: std::net::IpAddr) -> Option<Pod> {
+        match address {
+            std::net::IpAddr::V4(address) => self.pods4.get(&super::address4(address)).copied(),
+            std::net::IpAddr::V6(address) => self.pods6.get(&super::address6(address)).copied(),
+        }
     }
 
     /// Whether a gate bit is set.
@@ -204,7 +253,8 @@ impl Memory {
 
     fn is_whole(&self, target: &Target) -> bool {
         let id = target.backend;
-        let known = self.backends4.contains_key(&id) || self.backends6.contains_key(&id);
+        let place = Turn::place(id, self.turned(id).side());
+        let known = self.backends4.contains_key(&place) || self.backends6.contains_key(&place);
         let open = self.gate(Gate::TARGET_PORTS, target.port);
         known
             && open
@@ -218,7 +268,8 @@ impl Memory {
     }
 
     fn put(&mut self, record: &Record) -> anyhow::Result<()> {
-        let Capacity { services, backends, frontends, pods, targets, eligible, ranges, .. } = self.capacity;
+        let Capacity { services, backends, frontends, pods, targets, eligible, ranges, tags, nodes, .. } =
+            self.capacity;
         match record {
             Record::Gate(entry, word) => array(&mut self.gate, Gate::ENTRIES, *entry, *word),
             Record::Device(index, device) => hash(&mut self.devices, 1024, *index, *device),
@@ -233,14 +284,21 @@ impl Memory {
             }
             Record::Frontend4(key, value) => hash(&mut self.frontends4, frontends, *key, *value),
             Record::Frontend6(key, value) => hash(&mut self.frontends6, frontends, *key, *value),
-            Record::Backend4(id, backend) => array(&mut self.backends4, backends, *id, *backend),
-            Record::Backend6(id, backend) => array(&mut self.backends6, backends, *id, *backend),
+            Record::Backend4(id, backend) => array(&mut self.backends4, backends * 2, *id, *backend),
+            Record::Backend6(id, backend) => array(&mut self.backends6, backends * 2, *id, *backend),
             Record::Pod4(address, pod) => hash(&mut self.pods4, pods, *address, *pod),
             Record::Pod6(address, pod) => hash(&mut self.pods6, pods, *address, *pod),
             Record::Target(key, count) => hash(&mut self.targets, targets, *key, *count),
             Record::Eligible(key) => hash(&mut self.eligible, eligible, *key, 1),
             Record::Range4(key) => hash(&mut self.ranges4, ranges, *key, 1),
             Record::Range6(key) => hash(&mut self.ranges6, ranges, *key, 1),
+            Record::Turn(id, wanted) => match turned_to(self.turn_of(*id), *wanted) {
+                Some(turn) => array(&mut self.turns, backends, *id, turn),
+                None => Ok(()),
+            },
+            Record::Tag(key, target) => hash(&mut self.tags, tags, *key, *target),
+            Record::Node4(address) => hash(&mut self.nodes4, nodes, *address, 1),
+            Record::Node6(address) => hash(&mut self.nodes6, nodes, *address, 1),
             Record::ServiceName(id, name) => hash(&mut self.service_names, services, *id, **name),
             Record::BackendName(id, name) => hash(&mut self.backend_names, backends, *id, **name),
         }
@@ -257,6 +315,9 @@ impl Memory {
             RecordKey::Eligible(key) => drop(self.eligible.remove(key)),
             RecordKey::Range4(key) => drop(self.ranges4.remove(key)),
             RecordKey::Range6(key) => drop(self.ranges6.remove(key)),
+            RecordKey::Tag(key) => drop(self.tags.remove(key)),
+            RecordKey::Node4(address) => drop(self.nodes4.remove(address)),
+            RecordKey::Node6(address) => drop(self.nodes6.remove(address)),
             RecordKey::ServiceName(id) => drop(self.service_names.remove(id)),
             RecordKey::BackendName(id) => drop(self.backend_names.remove(id)),
         }
@@ -314,6 +375,10 @@ impl Tables for Memory {
         records.extend(self.eligible.keys().map(|key| Record::Eligible(*key)));
         records.extend(self.ranges4.keys().map(|key| Record::Range4(*key)));
         records.extend(self.ranges6.keys().map(|key| Record::Range6(*key)));
+        records.extend(self.turns.iter().map(|(id, turn)| Record::Turn(*id, *turn)));
+        records.extend(self.tags.iter().map(|(key, target)| Record::Tag(*key, *target)));
+        records.extend(self.nodes4.keys().map(|address| Record::Node4(*address)));
+        records.extend(self.nodes6.keys().map(|address| Record::Node6(*address)));
         records.extend(self.service_names.iter().map(|(id, name)| Record::ServiceName(*id, Box::new(*name))));
         records.extend(self.backend_names.iter().map(|(id, name)| Record::BackendName(*id, Box::new(*name))));
         Ok(records)
@@ -332,6 +397,10 @@ impl Tables for Memory {
             self.writes += 1;
         }
         Ok(())
+    }
+
+    fn turn(&self, id: u32) -> anyhow::Result<Turn> {
+        Ok(self.turn_of(id))
     }
 
     fn in_flows(&self) -> anyhow::Result<InFlows> {

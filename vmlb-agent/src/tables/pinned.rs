@@ -7,12 +7,12 @@ use std::ops::ControlFlow;
 use anyhow::Context;
 use vmlb_common::abi::{
     Backend, BackendFlags, BackendName, Delivery, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
-    NeighbourKey, Pod, RangeKey, Service, ServiceName, Target, TargetKey, names,
+    NeighbourKey, Pod, RangeKey, Service, ServiceName, TagKey, Target, TargetKey, Turn, names,
 };
 use vmlb_common::family::{Address4, Address6};
 use vmlb_common::wire::Protocol;
 
-use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of};
+use super::{Capacity, Change, InFlows, Record, RecordKey, Tables, selection_of, turned_to};
 use crate::bpf::PinnedMap;
 use crate::counts::traffic::TrafficMap;
 use crate::desired;
@@ -29,6 +29,8 @@ pub struct PinnedTables {
     eligible: PinnedMap<EligibleKey, u32>,
     service_names: PinnedMap<u32, ServiceName>,
     backend_names: PinnedMap<u32, BackendName>,
+    turns: PinnedMap<u32, Turn>,
+    tags: PinnedMap<TagKey, Target>,
     traffic: TrafficMap,
     v4: FamilyTables<FrontendKey<Address4>, Backend<Address4>, Address4, FlowKey<Address4>, Flow<Address4>>,
     v6: FamilyTables<FrontendKey<Address6>, Backend<Address6>, Address6, FlowKey<Address6>, Flow<Address6>>,
@@ -73,6 +75,7 @@ struct FamilyTables<K, B, A, FK, FV> {
     frontends: PinnedMap<K, Frontend>,
     backends: PinnedMap<u32, B>,
     pods: PinnedMap<A, Pod>,
+    nodes: PinnedMap<A, u32>,
     ranges: PinnedMap<RangeKey<A>, u32>,
     flows: [PinnedMap<FK, FV>; 2],
 }
@@ -83,6 +86,7 @@ macro_rules! open_family {
             frontends: PinnedMap::open($root, names::FRONTENDS[$family])?,
             backends: PinnedMap::open($root, names::BACKENDS[$family])?,
             pods: PinnedMap::open($root, names::PODS[$family])?,
+            nodes: PinnedMap::open($root, names::NODES[$family])?,
             ranges: PinnedMap::open($root, names::RANGES[$family])?,
             flows: [
                 PinnedMap::open($root, names::FLOWS[$family])?,
@@ -107,6 +111,8 @@ impl PinnedTables {
             eligible: PinnedMap::open(root, names::ELIGIBLE)?,
             service_names: PinnedMap::open(root, names::SERVICE_NAMES)?,
             backend_names: PinnedMap::open(root, names::BACKEND_NAMES)?,
+            turns: PinnedMap::open(root, names::TURNS)?,
+            tags: PinnedMap::open(root, names::TAGS)?,
             traffic: TrafficMap::open(root)?,
             v4: open_family!(root, 0),
             v6: open_family!(root, 1),
@@ -177,8 +183,21 @@ impl PinnedTables {
             Record::Eligible(key) => self.eligible.put(key, &1),
             Record::Range4(key) => self.v4.ranges.put(key, &1),
             Record::Range6(key) => self.v6.ranges.put(key, &1),
+            Record::Turn(id, wanted) => self.put_turn(*id, *wanted),
+            Record::Tag(key, target) => self.tags.put(key, target),
+            Record::Node4(address) => self.v4.nodes.put(address, &1),
+            Record::Node6(address) => self.v6.nodes.put(address, &1),
             Record::ServiceName(id, name) => self.service_names.put(id, name),
             Record::BackendName(id, name) => self.put_backend_name(*id, name),
+        }
+    }
+
+    /// The datapath turns by compare-and-swap; what it does between the reading and the writing here is lost to the map, and
+    /// told by its arrival.
+    fn put_turn(&self, id: u32, wanted: Turn) -> anyhow::Result<()> {
+        match turned_to(self.turns.get(&id)?.unwrap_or_default(), wanted) {
+            Some(turn) => self.turns.put(&id, &turn),
+            None => Ok(()),
         }
     }
 
@@ -207,6 +226,9 @@ impl PinnedTables {
             RecordKey::Eligible(key) => self.eligible.remove(key),
             RecordKey::Range4(key) => self.v4.ranges.remove(key),
             RecordKey::Range6(key) => self.v6.ranges.remove(key),
+            RecordKey::Tag(key) => self.tags.remove(key),
+            RecordKey::Node4(address) => self.v4.nodes.remove(address),
+            RecordKey::Node6(address) => self.v6.nodes.remove(address),
             RecordKey::ServiceName(id) => self.service_names.remove(id),
             RecordKey::BackendName(id) => self.remove_backend_name(*id),
         }
@@ -235,12 +257,14 @@ impl Tables for PinnedTables {
         Capacity {
             services: self.services.entries(),
             slots: self.slots.entries(),
-            backends: self.v4.backends.entries(),
+            backends: self.backend_names.entries(),
             frontends: self.v4.frontends.entries(),
             pods: self.v4.pods.entries(),
             targets: self.targets.entries(),
             eligible: self.eligible.entries(),
             ranges: self.v4.ranges.entries(),
+            tags: self.tags.entries(),
+            nodes: self.v4.nodes.entries(),
         }
     }
 
@@ -264,6 +288,11 @@ impl Tables for PinnedTables {
         records.extend(self.eligible.all()?.into_iter().map(|(key, _)| Record::Eligible(key)));
         records.extend(self.v4.ranges.all()?.into_iter().map(|(key, _)| Record::Range4(key)));
         records.extend(self.v6.ranges.all()?.into_iter().map(|(key, _)| Record::Range6(key)));
+        let turns = self.turns.all()?.into_iter().filter(|(_, turn)| turn.word != 0);
+        records.extend(turns.map(|(id, turn)| Record::Turn(id, turn)));
+        records.extend(self.tags.all()?.into_iter().map(|(key, target)| Record::Tag(key, target)));
+        records.extend(self.v4.nodes.all()?.into_iter().map(|(address, _)| Record::Node4(address)));
+        records.extend(self.v6.nodes.all()?.into_iter().map(|(address, _)| Record::Node6(address)));
         records.extend(
             self.service_names
                 .all()?
@@ -288,6 +317,10 @@ impl Tables for PinnedTables {
             .with_context(|| format!("change {} of {}", place + 1, changes.len()))?;
         }
         Ok(())
+    }
+
+    fn turn(&self, id: u32) -> anyhow::Result<Turn> {
+        Ok(self.turns.get(&id)?.unwrap_or_default())
     }
 
     fn in_flows(&self) -> anyhow::Result<InFlows> {

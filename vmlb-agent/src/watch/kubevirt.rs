@@ -2,11 +2,11 @@
 //! is to cost itself and not the object.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A VM that runs.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VirtualMachineInstance {
     /// Name, namespace, UID.
@@ -16,7 +16,7 @@ pub struct VirtualMachineInstance {
 }
 
 /// `status` of a VirtualMachineInstance.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct InstanceStatus {
     /// The node it runs on.
@@ -26,7 +26,7 @@ pub struct InstanceStatus {
 }
 
 /// `status.migrationState`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MigrationState {
     /// UID of the VirtualMachineInstanceMigration.
@@ -48,7 +48,7 @@ pub struct MigrationState {
 }
 
 /// A VM's move to another node.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VirtualMachineInstanceMigration {
     /// Name, namespace, UID.
@@ -60,7 +60,7 @@ pub struct VirtualMachineInstanceMigration {
 }
 
 /// `spec` of a VirtualMachineInstanceMigration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MigrationSpec {
     /// Name of the VirtualMachineInstance.
@@ -68,7 +68,7 @@ pub struct MigrationSpec {
 }
 
 /// `status` of a VirtualMachineInstanceMigration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MigrationStatus {
     /// `Pending` to `Succeeded` or `Failed`.

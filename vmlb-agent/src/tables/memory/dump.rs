@@ -104,17 +104,21 @@ impl Memory {
         let bits = [(BackendFlags::LOCAL, "local")];
         for (id, name) in &self.backend_names {
             let text = |octets: &[u8]| crate::plan::text_of(octets);
-            let v4 =
-                self.backends4.get(id).map(|backend| (IpAddr::from(backend.address.octets), backend.flags));
-            let v6 =
-                self.backends6.get(id).map(|backend| (IpAddr::from(backend.address.octets), backend.flags));
-            let present = v4.iter().chain(&v6);
-            let present: Vec<String> =
-                present.map(|(address, of)| format!(" {address}{}", flags(*of, &bits))).collect();
+            let turned = self.turned(*id);
+            let side = |side: u32| -> Vec<String> {
+                let ends = self.endpoints(*id, side).into_iter();
+                ends.map(|(address, of)| format!(" {address}{}", flags(of, &bits))).collect()
+            };
+            let (present, other) = (side(turned.side()), side(1 - turned.side()));
+            let other = match (turned.is_expected(), other.is_empty()) {
+                (true, _) => format!(" expected at{}", other.concat()),
+                (false, false) => format!(" beside{}", other.concat()),
+                (false, true) => String::new(),
+            };
             line(
                 out,
                 &format!(
-                    "backend {id} {} {}/{} uid {} node {}{}{}",
+                    "backend {id} {} {}/{} uid {} node {}{}{}{other}",
                     if name.vm == 1 { "vm" } else { "pod" },
                     text(&name.namespace),
                     text(&name.name),
@@ -129,6 +133,19 @@ impl Memory {
         let v6 = self.pods6.iter().map(|(address, pod)| (IpAddr::from(address.octets), pod.backend));
         for (address, backend) in v4.chain(v6) {
             line(out, &format!("pod {address} -> backend {backend}"));
+        }
+        for (key, target) in &self.tags {
+            line(
+                out,
+                &format!(
+                    "tag {:#06x} of service {} -> {}:{}",
+                    key.tag, key.service, target.backend, target.port
+                ),
+            );
+        }
+        let nodes = self.nodes4.keys().map(|address| IpAddr::from(address.octets));
+        for node in nodes.chain(self.nodes6.keys().map(|address| IpAddr::from(address.octets))) {
+            line(out, &format!("node {node}"));
         }
         for (key, count) in &self.targets {
             let protocol = Protocol::new(key.protocol).name();
