@@ -10,6 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use vmlb_common::abi::{PortRange, Settings, Tunnel, TunnelShape};
 
+use crate::handover::account::Account;
+use crate::handover::{Course, Handover, Happened};
 use crate::inherit::Inheritance;
 use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
@@ -73,6 +75,9 @@ struct Agent {
     places: Places,
     /// What the stack carried before vmlb came.
     inheritance: Inheritance,
+    /// What is done while VMs move, and what of it has been told.
+    handover: Handover,
+    account: Account,
     publish_again: Option<Instant>,
     _lock: Lock,
 }
@@ -118,6 +123,8 @@ impl Agent {
             internal: Vec::new(),
             again: None,
             places: Places::new(),
+            handover: Handover::start(&root)?,
+            account: Account::default(),
             publish_again: None,
             _lock: lock,
             datapath,
@@ -158,6 +165,7 @@ impl Agent {
                     self.sweep.pass(&self.datapath);
                     self.leave_xdp_without_metadata().await;
                 }
+                happened = self.handover.happened() => self.take_happened(happened?).await,
                 _ = review.tick() => self.review().await,
                 Some(()) = OptionFuture::from(again) => self.synchronise().await,
                 Some(()) = OptionFuture::from(publish_again) => {}
@@ -166,7 +174,9 @@ impl Agent {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
-            self.publish_again = self.publisher.publish(&self.sync, &self.network, &self.source);
+            self.tell_of_migrations();
+            self.publish_again =
+                self.publisher.publish(&self.sync, &self.network, &self.source, &self.handover);
         }
         tracing::info!("stopping; programs and maps stay, traffic goes on (`vmlb detach` takes them down)");
         Ok(())
@@ -221,6 +231,36 @@ impl Agent {
         Ok(())
     }
 
+    /// Takes in what was seen of VMs that move.
+    async fn take_happened(&mut self, happened: Happened) {
+        self.sync.tick(Moment::now());
+        match happened {
+            Happened::Arrived(arrivals) => arrivals.iter().for_each(|arrival| self.sync.arrived(arrival)),
+            Happened::Primed(numbers) => numbers.into_iter().for_each(|number| self.sync.primed(number)),
+            Happened::Nothing => {}
+        }
+        self.synchronise().await;
+    }
+
+    /// Has done what the control plane asks for VMs that move.
+    async fn hand_over(&mut self) {
+        let mut courses = Vec::new();
+        for task in self.sync.tasks() {
+            let ways = self.network.ways(&task.endpoints, &self.snat.devices).await;
+            courses.push(Course { task, ways });
+        }
+        self.handover.follow(courses);
+    }
+
+    /// Events and metrics.
+    fn tell_of_migrations(&mut self) {
+        let migrations = self.sync.migrations();
+        let (counts, notices) = self.account.take(&migrations, |number| self.handover.tally(number));
+        self.handover.keep(|number| migrations.iter().any(|migration| migration.number == number));
+        self.publisher.migrated(&counts);
+        self.source.note(notices);
+    }
+
     async fn synchronise(&mut self) {
         let report = self.bring_up();
         for warning in &report.warnings {
@@ -241,6 +281,7 @@ impl Agent {
             }
             self.network.release_devices();
         }
+        self.hand_over().await;
     }
 
     /// Brings the maps to what objects and facts call for, and tells how that went.

@@ -57,8 +57,6 @@ plain!(
     abi::EligibleKey,
     abi::Affinity,
     abi::Bucket,
-    abi::Turn,
-    abi::TagKey,
     abi::Arrival,
     abi::Pod,
     abi::TagKey,

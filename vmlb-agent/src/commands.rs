@@ -25,6 +25,7 @@ pub mod drops;
 pub mod expose;
 pub mod flows;
 pub mod log_level;
+pub mod migrations;
 mod print;
 pub mod services;
 mod shares;

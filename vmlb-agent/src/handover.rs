@@ -3,7 +3,6 @@
 //! milliseconds.
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::sleep;
-use vmlb_common::abi::{Arrival, Turn, names};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use vmlb_common::abi::{Arrival, Tunnel, Turn, names};
 
 use crate::arrivals::Arrivals;
 use crate::bpf::PinnedMap;
@@ -25,8 +24,10 @@ use crate::prober::Prober;
 use crate::raw::{Packet, RawSockets};
 use crate::settings::SettingsMap;
 
+pub mod account;
 pub mod check;
 pub mod way;
+mod words;
 
 use check::{Check, Replies};
 use way::Way;
@@ -85,7 +86,7 @@ pub struct Tally {
 pub enum Happened {
     /// The datapath has turned backends.
     Arrived(Vec<Arrival>),
-    /// The targets of these migrations have been told of all flows.
+    /// The targets of these migrations have been told of all flows; of none: there is something new to count.
     Primed(Vec<u64>),
     /// Time has passed.
     Nothing,
@@ -94,38 +95,33 @@ pub enum Happened {
 /// See the module.
 pub struct Handover {
     arrivals: Arrivals,
-    orders: Sender<Vec<Course>>,
+    /// `None`: there is no right to send.
+    orders: Option<Sender<Vec<Course>>>,
     news: UnboundedReceiver<Vec<u64>>,
+    clock: Interval,
     tallies: Arc<Mutex<BTreeMap<u64, Tally>>>,
     courses: Vec<Course>,
 }
 
 impl Handover {
-    /// Opens the maps under `root`, and begins. Must be called within a tokio runtime.
+    /// Opens the maps under `root`, and begins. Without the right to send whole packets VMs move all the same, with less care.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When a map is missing, a raw socket is refused, or there can be no thread.
+    /// When a map is missing, or there can be no thread.
     pub fn start(root: &PinRoot) -> anyhow::Result<Self> {
-        let (orders, taken) = channel();
         let (told, news) = unbounded_channel();
         let tallies = Arc::default();
-        let work = Work {
-            root: root.clone(),
-            flows: PinnedFlows::open(root)?,
-            replies: Replies::open(root)?,
-            turns: PinnedMap::open(root, names::TURNS)?,
-            wire: RawSockets::open()?,
-            primer: Primer::new(vmlb_common::abi::Tunnel::default()),
-            prober: Prober::new(0),
-            checks: BTreeMap::new(),
-            tallies: Arc::clone(&tallies),
-            told,
+        let orders = match RawSockets::open() {
+            Ok(wire) => Some(Work::start(root, wire, told, &tallies)?),
+            Err(error) => {
+                tracing::warn!("targets of migrations are neither primed nor probed: {error:#}");
+                None
+            }
         };
-        thread::Builder::new()
-            .name("handover".into())
-            .spawn(move || work.run(&taken))
-            .context("no thread for live migrations")?;
-        Ok(Self { arrivals: Arrivals::open(root)?, orders, news, tallies, courses: Vec::new() })
+        let mut clock = interval(CLOCK);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { arrivals: Arrivals::open(root)?, orders, news, clock, tallies, courses: Vec::new() })
     }
 
     /// Waits until something happens, at most a second while VMs move. Nothing is lost where the future is dropped.
@@ -133,29 +129,17 @@ impl Handover {
     /// # Errors
     /// When the datapath cannot be listened to.
     pub async fn happened(&mut self) -> anyhow::Result<Happened> {
-        let clock = async {
-            match self.courses.is_empty() {
-                true => pending().await,
-                false => sleep(CLOCK).await,
-            }
-        };
         tokio::select! {
             arrivals = self.arrivals.next() => {
                 Ok(Happened::Arrived(arrivals.context("arrivals of VMs are not heard of")?))
             }
             Some(numbers) = self.news.recv() => Ok(Happened::Primed(numbers)),
-            () = clock => {
+            _ = self.clock.tick(), if !self.courses.is_empty() => {
                 let tasks: Vec<Task> = self.courses.iter().map(|course| course.task.clone()).collect();
                 let missed = self.arrivals.missed(&tasks, Moment::now())?;
                 Ok(if missed.is_empty() { Happened::Nothing } else { Happened::Arrived(missed) })
             }
         }
-    }
-
-    /// Whether these tasks are others than those that are followed.
-    #[must_use]
-    pub fn wants(&self, tasks: &[Task]) -> bool {
-        !self.courses.iter().map(|course| &course.task).eq(tasks)
     }
 
     /// Does this from now on.
@@ -164,7 +148,7 @@ impl Handover {
             return;
         }
         self.courses.clone_from(&courses);
-        if self.orders.send(courses).is_err() {
+        if self.orders.as_ref().is_some_and(|orders| orders.send(courses).is_err()) {
             tracing::error!("flows of VMs that migrate are not primed: the thread for it has ended");
         }
     }
@@ -197,6 +181,31 @@ struct Work {
 }
 
 impl Work {
+    /// Begins; ends when what is returned is dropped.
+    fn start(
+        root: &PinRoot,
+        wire: RawSockets,
+        told: UnboundedSender<Vec<u64>>,
+        tallies: &Arc<Mutex<BTreeMap<u64, Tally>>>,
+    ) -> anyhow::Result<Sender<Vec<Course>>> {
+        let (orders, taken) = channel();
+        let work = Self {
+            root: root.clone(),
+            flows: PinnedFlows::open(root)?,
+            replies: Replies::open(root)?,
+            turns: PinnedMap::open(root, names::TURNS)?,
+            wire,
+            primer: Primer::new(Tunnel::default()),
+            prober: Prober::new(0),
+            checks: BTreeMap::new(),
+            tallies: Arc::clone(tallies),
+            told,
+        };
+        let thread = thread::Builder::new().name("handover".into());
+        thread.spawn(move || work.run(&taken)).context("no thread for live migrations")?;
+        Ok(orders)
+    }
+
     /// Until the agent has gone.
     fn run(mut self, orders: &Receiver<Vec<Course>>) {
         loop {
@@ -242,12 +251,13 @@ impl Work {
         let turn = |backend| turns.get(&backend).ok().flatten();
         self.prober.work(|number| primer.port(number), turn, &self.wire, now, Moment::now().monotonic);
         let primed = self.primer.work(&self.flows, &self.wire, now);
+        let mut has_looked = false;
         for check in self.checks.values_mut() {
-            check.work(&self.flows, &self.replies, now);
+            has_looked |= check.work(&self.flows, &self.replies, now);
         }
         self.checks.retain(|_, check| check.due().is_some() || now < check.forget());
         self.count();
-        if !primed.is_empty() && self.told.send(primed).is_err() {
+        if (has_looked || !primed.is_empty()) && self.told.send(primed).is_err() {
             tracing::debug!("nobody listens any more");
         }
     }

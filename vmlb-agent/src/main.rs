@@ -26,6 +26,8 @@ enum Command {
     Backends(commands::backends::Options),
     /// Show the flows
     Flows(commands::flows::Options),
+    /// Show the live migrations of VMs, what was seen of them and what became of the flows
+    Migrations(commands::migrations::Options),
     /// Show why packets were dropped or left to the node's stack
     Drops(commands::drops::Options),
     /// Take down programs, maps and neighbours: leave the node as it was found
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Services(options) => commands::services::run(options),
         Command::Backends(options) => commands::backends::run(options),
         Command::Flows(options) => commands::flows::run(options),
+        Command::Migrations(options) => commands::migrations::run(options),
         Command::Drops(options) => commands::drops::run(options),
         Command::Detach(options) => commands::detach::run(options),
         Command::Check(options) => commands::check::run(options),

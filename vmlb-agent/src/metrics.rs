@@ -10,13 +10,16 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::handover::account::Counts;
 use crate::health::Health;
 use crate::pins::PinRoot;
 use crate::watch::kube::Board;
 
 mod maps;
+mod migrations;
 
 use maps::Maps;
+use migrations::Migrations;
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -40,6 +43,7 @@ pub struct Metrics {
     queued: IntGauge,
     last_sync: Gauge,
     scrape_errors: IntCounter,
+    migrations: Migrations,
     maps: Mutex<Maps>,
     health: Arc<Health>,
     watches: Mutex<Option<Board>>,
@@ -82,6 +86,7 @@ impl Metrics {
                 "When the maps last followed the objects, seconds since 1970; 0: never.",
             )?,
             scrape_errors: IntCounter::new("vmlb_scrape_errors_total", "Scrapes that could not read a map.")?,
+            migrations: Migrations::new()?,
             maps: Mutex::new(Maps::new(root, detail)),
             watches: Mutex::new(None),
             health,
@@ -98,7 +103,7 @@ impl Metrics {
             Box::new(metrics.last_sync.clone()),
             Box::new(metrics.scrape_errors.clone()),
         ];
-        for metric in all {
+        for metric in all.into_iter().chain(metrics.migrations.collectors()) {
             metrics.registry.register(metric)?;
         }
         Ok(metrics)
@@ -129,6 +134,11 @@ impl Metrics {
     /// So many ports are left to the node's stack.
     pub fn set_left(&self, ports: usize) {
         self.left.set(i64::try_from(ports).unwrap_or(i64::MAX));
+    }
+
+    /// Adds what is new of live migrations.
+    pub fn migrated(&self, counts: &Counts) {
+        self.migrations.add(counts);
     }
 
     /// Everything, as a scraper takes it.

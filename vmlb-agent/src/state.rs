@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::handover::Tally;
 use crate::http::ListenerState;
 use crate::loader::attach::Mode;
+use crate::migration::Migration;
 use crate::pins::PinRoot;
 use crate::sync::LeftState;
 use crate::warning::Warning;
@@ -37,6 +39,15 @@ pub struct DeviceState {
     pub mode: Mode,
     /// Why not by XDP.
     pub reason: Option<String>,
+}
+
+/// A live migration, and what this node has done for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationState {
+    /// As the control plane has it.
+    pub migration: Migration,
+    /// What was done.
+    pub tally: Tally,
 }
 
 /// The agent's state.
@@ -77,6 +88,9 @@ pub struct State {
     pub warnings: Vec<Warning>,
     /// Ports of Services that are left to the node's stack.
     pub left: Vec<LeftState>,
+    /// Live migrations that are under way, and the last that are over.
+    #[serde(default)]
+    pub migrations: Vec<MigrationState>,
 }
 
 /// What about a state is worth writing when it changes; how fresh things are is not.
@@ -89,6 +103,7 @@ pub struct Gist {
     neighbours: usize,
     watches: Vec<(Phase, Option<String>, bool)>,
     listeners: Vec<ListenerState>,
+    migrations: Vec<MigrationState>,
 }
 
 /// Milliseconds since 1970.
@@ -130,6 +145,7 @@ impl State {
                 .map(|watch| (watch.phase, watch.error.clone(), watch.failures == 0))
                 .collect(),
             listeners: self.listeners.clone(),
+            migrations: self.migrations.clone(),
         }
     }
 

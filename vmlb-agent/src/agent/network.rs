@@ -11,6 +11,7 @@ use vmlb_common::abi::{Device, DeviceFlags};
 
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
+use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
@@ -18,6 +19,7 @@ use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
 use crate::loader::attach::{Attacher, Mode, Place, TcMethod, Uplink};
+use crate::migration::Endpoint;
 use crate::neighbours::{Neighbours, NextHop};
 use crate::pins::{Hook, PinRoot};
 use crate::state::{DeviceState, Role};
@@ -315,6 +317,25 @@ impl Network {
     /// Takes the programs off pods' devices that need them no more and are out of the facts.
     pub fn release_devices(&mut self) {
         self.pods.release(&self.attacher);
+    }
+
+    /// The ways to the target of a migration, as they are now; `devices` are those of map `devices`.
+    pub async fn ways(&self, endpoints: &[Endpoint], devices: &BTreeMap<u32, Device>) -> Vec<Way> {
+        let mut ways = Vec::new();
+        for endpoint in endpoints {
+            let route = self.route(endpoint.address).await;
+            let to_node = match endpoint.node.filter(|_| !endpoint.is_local) {
+                Some(node) => self.route(node).await,
+                None => None,
+            };
+            ways.push(Way::new(*endpoint, route, to_node, devices));
+        }
+        ways
+    }
+
+    async fn route(&self, address: IpAddr) -> Option<Route> {
+        let route = self.netlink.route(address).await;
+        route.inspect_err(|error| tracing::warn!("{error:#}")).ok().flatten()
     }
 
     /// Removes the links of an earlier agent that this one does not use.

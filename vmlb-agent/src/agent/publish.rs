@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use super::network::Network;
 use super::options::Options;
 use super::source::Source;
+use crate::handover::Handover;
+use crate::handover::account::Counts;
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::pins::PinRoot;
-use crate::state::{Gist, State, millis};
+use crate::state::{Gist, MigrationState, State, millis};
 use crate::sync::{Report, Sync};
 use crate::watch::kube::events::NONE_MADE;
 
@@ -74,6 +76,11 @@ impl Publisher {
         })
     }
 
+    /// Takes in what is new of live migrations.
+    pub fn migrated(&self, counts: &Counts) {
+        self.metrics.migrated(counts);
+    }
+
     /// So many changes wait for the maps from now on.
     pub fn queue(&self, changes: usize) {
         self.health.queue(changes as u64, Instant::now());
@@ -115,13 +122,23 @@ impl Publisher {
 
     /// The loop has come round: brings the file up to date where it is not, at most once in a pause. Returns when to call
     /// again even if nothing happens before.
-    pub fn publish(&mut self, sync: &Sync, network: &Network, source: &Source) -> Option<Instant> {
+    pub fn publish(
+        &mut self,
+        sync: &Sync,
+        network: &Network,
+        source: &Source,
+        handover: &Handover,
+    ) -> Option<Instant> {
         let now = Instant::now();
         self.health.come_round(now);
         if let Some(due) = self.looked.map(|at| at + self.pause).filter(|due| *due > now) {
             return Some(due);
         }
         self.look(sync, network, source);
+        let migrations = sync.migrations().into_iter();
+        self.state.migrations = migrations
+            .map(|migration| MigrationState { tally: handover.tally(migration.number), migration })
+            .collect();
         let gist = Some((self.state.gist(), self.revision));
         if self.gist != gist || self.written.is_none_or(|at| at.elapsed() >= SIGN_OF_LIFE) {
             (self.gist, self.written) = (gist, Some(now));

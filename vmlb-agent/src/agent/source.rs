@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::warning::Warning;
 use crate::watch::Event;
-use crate::watch::kube::{Access, Board, Events, Flags, Kube, Patience, WatchState};
+use crate::watch::kube::{Access, Board, Events, Flags, Kube, Notice, Patience, WatchState};
 use crate::watch::manifests::Manifests;
 
 /// Flags that name the source of objects and this node.
@@ -81,6 +81,13 @@ impl Source {
     pub fn tell(&self, warnings: &[Warning]) {
         if let Some(told) = &self.told {
             told.tell(warnings);
+        }
+    }
+
+    /// Makes Kubernetes Events of what has just happened to VMs.
+    pub fn note(&self, notices: Vec<Notice>) {
+        if let Some(told) = &self.told {
+            notices.into_iter().for_each(|notice| told.note(notice));
         }
     }
 

@@ -121,10 +121,10 @@ impl Check {
         self.silent
     }
 
-    /// Looks where it is time to.
-    pub fn work(&mut self, flows: &dyn Flows, replies: &Replies, now: Instant) {
+    /// Looks where it is time to; whether it was.
+    pub fn work(&mut self, flows: &dyn Flows, replies: &Replies, now: Instant) -> bool {
         if self.due().is_none_or(|due| due > now) {
-            return;
+            return false;
         }
         let turned = replies.jiffies(self.turned).ok();
         let (mut open, mut silent) = (0, 0);
@@ -146,6 +146,7 @@ impl Check {
         } else {
             self.silent = Some(silent);
         }
+        true
     }
 }
 

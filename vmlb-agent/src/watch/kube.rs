@@ -23,7 +23,7 @@ mod watcher;
 
 pub use access::{Access, Flags};
 pub use board::{Board, Phase, WatchState};
-pub use events::Events;
+pub use events::{Events, Notice};
 pub use patience::Patience;
 
 use watcher::Watcher;

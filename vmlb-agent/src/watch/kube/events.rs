@@ -1,6 +1,7 @@
 //! Kubernetes Events about what is wrong, where an operator looks first: at the Service, the VMI and the Node
-//! (`kubectl describe`). All agents of a cluster say the same of a Service; an Event's name follows from what it says, so
-//! that it is there once, whoever was first. Nothing waits for Events, and without the right to make them the agent goes on.
+//! (`kubectl describe`), and at the VMI what became of its flows when it moved. All agents of a cluster say the same of a
+//! Service; an Event's name follows from what it says, so that it is there once, whoever was first. Nothing waits for Events,
+//! and without the right to make them the agent goes on.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,10 +31,36 @@ const CONTROLLER: &str = "vmlb.io/agent";
 /// How what [`Events::refusal`] says begins.
 pub const NONE_MADE: &str = "no Events are made";
 
-/// Where warnings are handed in.
+/// What is to be said of a VirtualMachineInstance, once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Notice {
+    /// The VMI's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// What is told: with the UID and the node's name it tells this Event from others.
+    pub occasion: String,
+    /// Whether somebody should look at it.
+    pub is_warning: bool,
+    /// A word in CamelCase.
+    pub reason: &'static str,
+    /// What happened.
+    pub note: String,
+}
+
+/// What Events are made of.
+#[derive(Debug)]
+enum Said {
+    Warning(Warning),
+    Notice(Notice),
+}
+
+/// Where warnings and notices are handed in.
 #[derive(Debug)]
 pub struct Events {
-    warnings: mpsc::Sender<Warning>,
+    said: mpsc::Sender<Said>,
     refusal: Arc<Mutex<Option<String>>>,
 }
 
@@ -41,11 +68,11 @@ impl Events {
     /// Begins to make Events of what is handed in. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(access: Access, node: &str) -> Self {
-        let (sender, warnings) = mpsc::channel(WAITING);
+        let (sender, said) = mpsc::channel(WAITING);
         let refusal = Arc::default();
         let reporter = Reporter { access, node: node.to_owned(), refusal: Arc::clone(&refusal) };
-        tokio::spawn(reporter.run(warnings));
-        Self { warnings: sender, refusal }
+        tokio::spawn(reporter.run(said));
+        Self { said: sender, refusal }
     }
 
     /// Why the API server takes none, and what to do about it; `None`: it does, or there was nothing to say yet.
@@ -57,10 +84,17 @@ impl Events {
     /// Hands in warnings that have just appeared. Does not wait.
     pub fn tell(&self, warnings: &[Warning]) {
         for warning in warnings {
-            if let Err(error) = self.warnings.try_send(warning.clone()) {
+            if let Err(error) = self.said.try_send(Said::Warning(warning.clone())) {
                 tracing::debug!("no Event of it: {error}");
                 return;
             }
+        }
+    }
+
+    /// Hands in what has just happened to a VM. Does not wait.
+    pub fn note(&self, notice: Notice) {
+        if let Err(error) = self.said.try_send(Said::Notice(notice)) {
+            tracing::debug!("no Event of it: {error}");
         }
     }
 }
@@ -72,12 +106,17 @@ struct Reporter {
 }
 
 impl Reporter {
-    async fn run(self, mut warnings: mpsc::Receiver<Warning>) {
-        while let Some(warning) = warnings.recv().await {
-            let Some(subject) = Subject::read(&warning.object) else { continue };
+    async fn run(self, mut said: mpsc::Receiver<Said>) {
+        while let Some(said) = said.recv().await {
             let (_, client) = self.access.client();
-            let Some(regarding) = subject.regarding(&client).await else { continue };
-            let event = event(&self.node, &regarding, &warning);
+            let event = match said {
+                Said::Warning(warning) => {
+                    let Some(subject) = Subject::read(&warning.object) else { continue };
+                    let Some(regarding) = subject.regarding(&client).await else { continue };
+                    event(&self.node, &regarding, &warning)
+                }
+                Said::Notice(notice) => event_of_notice(&self.node, &notice),
+            };
             let namespace = event["metadata"]["namespace"].as_str().unwrap_or_default();
             let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
             let request = Request::post(path).header("content-type", "application/json");
@@ -177,10 +216,36 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// Whoever says it first has said it for all nodes.
 fn event(node: &str, regarding: &Value, warning: &Warning) -> Value {
     let text = Warning { source: String::new(), object: String::new(), ..warning.clone() }.to_string();
     let mut hasher = DefaultHasher::new();
     (regarding["uid"].as_str(), &text).hash(&mut hasher);
+    let says = Says { kind: "Warning", reason: "NotServed", action: "Serving", note: &text };
+    made(node, regarding, hasher.finish(), &says)
+}
+
+/// Each node speaks of its own flows, and once of each occasion, also after a restart of the agent.
+fn event_of_notice(node: &str, notice: &Notice) -> Value {
+    let regarding = json!({
+        "apiVersion": Kind::Vmi.api_version(), "kind": Kind::Vmi.name(), "namespace": notice.namespace, "name": notice.name,
+        "uid": notice.uid,
+    });
+    let mut hasher = DefaultHasher::new();
+    (&notice.uid, &notice.occasion, notice.reason, node).hash(&mut hasher);
+    let kind = if notice.is_warning { "Warning" } else { "Normal" };
+    let says = Says { kind, reason: notice.reason, action: "Migration", note: &notice.note };
+    made(node, &regarding, hasher.finish(), &says)
+}
+
+struct Says<'a> {
+    kind: &'static str,
+    reason: &'static str,
+    action: &'static str,
+    note: &'a str,
+}
+
+fn made(node: &str, regarding: &Value, hash: u64, says: &Says<'_>) -> Value {
     let name = regarding["name"].as_str().unwrap_or_default();
     // Events about nodes are kept in `default`.
     let namespace = regarding["namespace"].as_str().unwrap_or("default");
@@ -189,13 +254,13 @@ fn event(node: &str, regarding: &Value, warning: &Warning) -> Value {
     json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": format!("{short}.{:016x}", hasher.finish()), "namespace": namespace},
+        "metadata": {"name": format!("{short}.{hash:016x}"), "namespace": namespace},
         // MicroTime takes exactly six digits.
         "eventTime": format!("{:.6}", now),
-        "type": "Warning",
-        "reason": "NotServed",
-        "action": "Serving",
-        "note": text.chars().take(NOTE).collect::<String>(),
+        "type": says.kind,
+        "reason": says.reason,
+        "action": says.action,
+        "note": says.note.chars().take(NOTE).collect::<String>(),
         "regarding": regarding,
         "reportingController": CONTROLLER,
         "reportingInstance": node.chars().take(128).collect::<String>(),
@@ -242,5 +307,33 @@ mod tests {
         let time = event("n", &json!({"name": "b"}), &warning())["eventTime"].clone();
         let digits = time.as_str().and_then(|time| Some(time.split_once('.')?.1.trim_end_matches('Z').len()));
         assert_eq!(digits, Some(6), "{time}");
+    }
+
+    #[test]
+    fn a_migration_is_told_of_once_by_each_node() {
+        let notice = Notice {
+            namespace: "a".into(),
+            name: "vm".into(),
+            uid: "u".into(),
+            occasion: "pod-2".into(),
+            is_warning: false,
+            reason: "MigrationCarried",
+            note: "Carried 37 flows, blackout 48 ms".into(),
+        };
+        let one = event_of_notice("n0", &notice);
+        // Counted anew by an agent that was restarted.
+        let again = event_of_notice("n0", &Notice { note: "Carried 36 flows".into(), ..notice.clone() });
+        assert_eq!(one["metadata"], again["metadata"]);
+        assert_ne!(one["metadata"], event_of_notice("n1", &notice)["metadata"]);
+        let next = Notice { occasion: "pod-3".into(), ..notice };
+        assert_ne!(one["metadata"], event_of_notice("n0", &next)["metadata"]);
+        assert_eq!(
+            (&one["type"], &one["note"]),
+            (&json!("Normal"), &json!("Carried 37 flows, blackout 48 ms"))
+        );
+        let about = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "namespace": "a", "name": "vm", "uid": "u",
+        });
+        assert_eq!(one["regarding"], about);
     }
 }
