@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
 
+use crate::address::Addresses;
 use crate::namespace::Namespace;
 
 /// A running capture of everything a host receives or sends.
@@ -29,11 +31,21 @@ const LIMIT: usize = 200_000;
 impl Capture {
     /// Starts to capture in `host`.
     pub fn start(host: &Namespace) -> Result<Self> {
+        Self::only(host, |_| true)
+    }
+
+    /// The same, of frames that are `wanted`.
+    pub fn only(host: &Namespace, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Self> {
         let packets = host.run(open).context("opening a packet socket")?;
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || collect(packets, &until));
+        let thread = std::thread::spawn(move || collect(packets, &until, wanted));
         Ok(Self { stop, thread })
+    }
+
+    /// TCP resets that arrive at `addresses` in `host`.
+    pub fn resets(host: &Namespace, addresses: Addresses) -> Result<Self> {
+        Self::only(host, move |frame| is_reset_to(frame, addresses))
     }
 
     /// Ends the capture, a moment after the last packet, and returns the frames.
@@ -51,16 +63,46 @@ fn open() -> Result<File> {
     Ok(File::from(packets))
 }
 
-fn collect(mut packets: File, stop: &AtomicBool) -> Vec<Vec<u8>> {
+fn collect(mut packets: File, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
     let (mut frames, mut frame) = (Vec::new(), vec![0; 65536]);
     loop {
         match packets.read(&mut frame) {
-            Ok(length) if frames.len() < LIMIT => frames.push(frame[..length].to_vec()),
+            Ok(length) if frames.len() < LIMIT => {
+                if wanted(&frame[..length]) {
+                    frames.push(frame[..length].to_vec());
+                }
+            }
             Ok(_) => {}
             // Nothing for a tenth of a second: every packet sent before the stop has been seen.
             Err(_) if stop.load(Ordering::Acquire) => return frames,
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
+    }
+}
+
+fn is_reset_to(frame: &[u8], addresses: Addresses) -> bool {
+    let Ok(packet) = PacketHeaders::from_ethernet_slice(frame) else { return false };
+    let destination: Option<IpAddr> = match &packet.net {
+        Some(NetHeaders::Ipv4(header, _)) => Some(header.destination.into()),
+        Some(NetHeaders::Ipv6(header, _)) => Some(header.destination.into()),
+        _ => None,
+    };
+    matches!(&packet.transport, Some(TransportHeader::Tcp(header)) if header.rst)
+        && destination.is_some_and(|destination| addresses.contains(destination))
+}
+
+/// Whether a frame carries TCP or UDP.
+pub fn is_of_a_flow(frame: &[u8]) -> bool {
+    PacketHeaders::from_ethernet_slice(frame).is_ok_and(|packet| {
+        matches!(packet.transport, Some(TransportHeader::Tcp(_) | TransportHeader::Udp(_)))
+    })
+}
+
+/// A frame as people read it.
+pub fn show(frame: &[u8]) -> String {
+    match PacketHeaders::from_ethernet_slice(frame) {
+        Ok(packet) => format!("{:?} {:?}", packet.net, packet.transport),
+        Err(_) => hexadecimal(frame),
     }
 }
 

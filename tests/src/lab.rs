@@ -33,9 +33,14 @@ use std::time::SystemTime;
 use anyhow::{Result, bail};
 
 pub mod blackout;
+pub mod crowd;
+pub mod flows;
+pub mod kubevirt;
 pub mod launcher;
 pub mod qemu;
 pub mod qmp;
+pub mod results;
+pub mod site;
 pub mod stand_in;
 
 use launcher::Launcher;

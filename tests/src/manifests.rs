@@ -13,6 +13,15 @@ use crate::pod::{Pod, Workload};
 use crate::service::{Port, Service};
 use crate::topology::Node;
 
+/// What an EndpointSlice says of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It takes connections.
+    Ready,
+    /// A readiness gate or probe says no.
+    NotReady,
+}
+
 /// A manifests directory.
 #[derive(Clone, Debug)]
 pub struct Manifests {
@@ -137,11 +146,18 @@ impl Manifests {
 
     /// Writes the EndpointSlices of `service`, one a family, with `pods` ready.
     pub fn endpoints(&self, service: &Service, pods: &[&Pod]) -> Result<()> {
+        let ready: Vec<_> = pods.iter().map(|&pod| (pod, Readiness::Ready)).collect();
+        self.endpoints_as(service, &ready)
+    }
+
+    /// The same with pods that are ready or not.
+    pub fn endpoints_as(&self, service: &Service, pods: &[(&Pod, Readiness)]) -> Result<()> {
         let ports: String = service.ports.iter().map(slice_port).collect();
         let slices: Vec<String> = Family::ALL
             .into_iter()
             .map(|family| {
-                let endpoints: String = pods.iter().map(|pod| endpoint(family, pod)).collect();
+                let endpoints: String =
+                    pods.iter().map(|(pod, readiness)| endpoint(family, pod, *readiness)).collect();
                 let list = if endpoints.is_empty() { " []\n".to_owned() } else { format!("\n{endpoints}") };
                 format!(
                     "apiVersion: discovery.k8s.io/v1\n\
@@ -173,9 +189,11 @@ fn slice_port(port: &Port) -> String {
     format!("- {{name: {}, protocol: {}, port: {}}}\n", port.name, port.protocol.api(), port.target)
 }
 
-fn endpoint(family: Family, pod: &Pod) -> String {
+fn endpoint(family: Family, pod: &Pod, readiness: Readiness) -> String {
+    let ready = readiness == Readiness::Ready;
     format!(
-        "- addresses: [\"{}\"]\n  nodeName: {}\n  conditions: {{ready: true, serving: true, terminating: false}}\n\
+        "- addresses: [\"{}\"]\n  nodeName: {}\n\
+         \x20 conditions: {{ready: {ready}, serving: {ready}, terminating: false}}\n\
          \x20 targetRef: {{kind: Pod, namespace: default, name: {}, uid: {}}}\n",
         pod.addresses.of(family),
         pod.node,

@@ -95,6 +95,16 @@ impl Topology {
         Pod::start(host, index, name, workload, namespace).with_context(|| format!("making pod {name}"))
     }
 
+    /// Removes `old` and gives its addresses to a new pod with the small servers in it, as an address pool does.
+    pub fn replace_pod(&mut self, old: Pod, name: &str, workload: Workload) -> Result<Pod> {
+        let host = self.nodes.iter().find(|node| node.name == old.node).context("no such node")?;
+        let index = (0..host.pods).find(|&index| address::pod(host.index, index) == old.addresses);
+        let index = index.context("its addresses are its own")?;
+        drop(old);
+        let namespace = Namespace::create(&self.prefix.name(name))?;
+        Pod::start(host, index, name, workload, namespace).with_context(|| format!("making pod {name}"))
+    }
+
     /// A virt-launcher pod on node number `node` with a place for a VM, see [`crate::lab`].
     pub fn add_launcher(&mut self, node: usize, name: &str, rules: &Rules) -> Result<Launcher> {
         let (host, index, namespace) = self.place(node, name)?;

@@ -69,8 +69,8 @@ const MEMORY: u32 = 1536;
 /// The name of the test that loads the object.
 const VERIFIER: &str = "the_object_passes_the_verifier";
 
-/// Binaries that cannot run in a guest: one starts guests itself, the other takes a real API server.
-const ELSEWHERE: [&str; 2] = ["vm_lab", "cluster"];
+/// Binaries that cannot run in a guest: two start guests themselves, one measures time, one takes a real API server.
+const ELSEWHERE: [&str; 4] = ["vm_lab", "vm_migration", "migration", "cluster"];
 
 /// Whether a test binary is for guests only.
 pub fn is_for_guests(target: &str) -> bool {

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: builds everything, runs every test, and ends with one line that sums them up.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -19,9 +20,10 @@ use crate::{budget, build, build_ebpf, contract, verify};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only tests whose name contains this; `cluster`: only the suite against the etcd and kube-apiserver in the folder
-    /// that KUBEBUILDER_ASSETS names; `guest`: the rig's tests under another kernel, in an emulated machine
+    /// that KUBEBUILDER_ASSETS names; `guest`: the rig's tests under another kernel, in an emulated machine; `migration`: a
+    /// real VM that migrates again and again
     filter: Option<String>,
-    /// After `guest`: only tests whose name contains this
+    /// After `guest`: only tests whose name contains this; after `migration`: how often the VM migrates, 20 times as a rule
     within: Option<String>,
     /// After `guest`: the package that names the kernel
     #[arg(long, default_value = kernel::FULL)]
@@ -33,6 +35,12 @@ const GUEST: &str = "guest";
 
 /// The argument, and the test binary, of real clusters.
 const CLUSTER: &str = "cluster";
+
+/// The argument of a VM's migrations, their test binary, the variable with their number, and the rule.
+const MIGRATION: &str = "migration";
+const VM_MIGRATION: &str = "vm_migration";
+const MIGRATIONS: &str = "VMLB_MIGRATIONS";
+const OFTEN: &str = "20";
 
 /// Packages in the order of their tests, fastest first.
 const PACKAGES: [Package; 5] = [
@@ -69,6 +77,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{tally}");
         return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if arguments.filter.as_deref() == Some(MIGRATION) {
+        tally += migrations(&vmlb, arguments.within.as_deref().unwrap_or(OFTEN))?;
+        println!("{tally}");
+        return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if arguments.filter.as_deref() == Some(CLUSTER) {
         tally += cluster(&vmlb)?;
         println!("{tally}");
@@ -85,7 +98,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         cargo.args(["test", "--no-run", "--package", package.name]);
         for artifact in command::artifacts(cargo)? {
             if is_test(&artifact) && !guest::is_for_guests(&artifact.target) {
-                let (counts, of_tests) = run_binary(&artifact, package, &vmlb, arguments.filter.as_deref())?;
+                let (counts, of_tests) =
+                    run_binary(&artifact, package, &vmlb, arguments.filter.as_deref(), &[])?;
                 tally += counts;
                 outcomes.extend(of_tests);
             }
@@ -127,13 +141,29 @@ fn guest(vmlb: &Path) -> Tally {
 
 /// The tests against a real API server; they need no rights.
 fn cluster(vmlb: &Path) -> Result<Tally> {
-    let package = Package { name: "vmlb-tests", rights: Rights::Own };
+    one_binary(&Package { name: "vmlb-tests", rights: Rights::Own }, CLUSTER, vmlb, &[])
+}
+
+/// A real VM that migrates so often.
+fn migrations(vmlb: &Path, count: &str) -> Result<Tally> {
+    guests::ready_for_tests()?;
+    let package = Package { name: "vmlb-tests", rights: Rights::Root };
+    one_binary(&package, VM_MIGRATION, vmlb, &[(MIGRATIONS, OsStr::new(count))])
+}
+
+/// All tests of one test binary, with these variables.
+fn one_binary(
+    package: &Package,
+    target: &str,
+    vmlb: &Path,
+    variables: &[(&'static str, &OsStr)],
+) -> Result<Tally> {
     let mut cargo = command::cargo();
-    cargo.args(["test", "--no-run", "--package", package.name, "--test", CLUSTER]);
+    cargo.args(["test", "--no-run", "--package", package.name, "--test", target]);
     let artifacts = command::artifacts(cargo)?;
-    let mut ours = artifacts.iter().filter(|artifact| artifact.target == CLUSTER);
+    let mut ours = artifacts.iter().filter(|artifact| artifact.target == target);
     ours.try_fold(Tally::default(), |mut tally, artifact| {
-        tally += run_binary(artifact, &package, vmlb, None)?.0;
+        tally += run_binary(artifact, package, vmlb, None, variables)?.0;
         Ok(tally)
     })
 }
@@ -160,10 +190,12 @@ fn run_binary(
     package: &Package,
     vmlb: &Path,
     filter: Option<&str>,
+    more: &[(&'static str, &OsStr)],
 ) -> Result<(Tally, Outcomes)> {
     println!("\n{} {}", package.name, artifact.target);
     let mut variables =
         vec![("VMLB_BINARY", vmlb.as_os_str()), ("CARGO_MANIFEST_DIR", artifact.package.as_os_str())];
+    variables.extend(more);
     let mut command = match package.rights {
         Rights::Own => Command::new(&artifact.executable),
         Rights::Root => {

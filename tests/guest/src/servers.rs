@@ -16,7 +16,8 @@ pub const HTTP: u16 = 80;
 pub const BANNER: u16 = 22;
 /// Megabytes in either direction, see [`stream`].
 pub const BULK: u16 = 5001;
-/// UDP: sends datagrams back; `who` is answered with the pod's name and the client's address.
+/// UDP: sends datagrams back; `who` is answered with the pod's name and the client's address, `push <milliseconds> <count>` by
+/// that many datagrams, one each so many milliseconds, each a number from 0.
 pub const ECHO: u16 = 5002;
 /// TCP: the pod's name in a line, then the client closes.
 pub const GREETING: u16 = 5003;
@@ -49,6 +50,7 @@ pub fn serve(name: &str) -> Result<()> {
         let request = buffer.get(..length).unwrap_or_default();
         let _client_gone = match request {
             b"who" => datagrams.send_to(format!("{name} {}", canonical(client)).as_bytes(), client),
+            _ if request.starts_with(b"push ") => push_datagrams(&datagrams, request, client).map(|()| 0),
             _ => datagrams.send_to(request, client),
         };
     }
@@ -150,26 +152,43 @@ fn push(mut connection: TcpStream, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bulk transfers. `GET <octets> <octets a second, 0 = as fast as can be>` is answered by that many octets and their
+/// The server speaks, by UDP.
+fn push_datagrams(datagrams: &UdpSocket, request: &[u8], client: SocketAddr) -> std::io::Result<()> {
+    let words = std::str::from_utf8(request).unwrap_or_default();
+    let mut numbers = words.split(' ').skip(1).map(|word| word.parse().unwrap_or_default());
+    let (interval, count) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let datagrams = datagrams.try_clone()?;
+    thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+        for number in 0..count {
+            let _client_gone = datagrams.send_to(number.to_string().as_bytes(), client);
+            thread::sleep(Duration::from_millis(interval));
+        }
+    })?;
+    Ok(())
+}
+
+/// Bulk transfers, one after another. `GET <octets> <octets a second, 0 = as fast as can be>` is answered by that many octets and their
 /// SHA-256; `PUT <octets>`, followed by the octets, by their SHA-256 once all are there.
 fn stream(mut connection: TcpStream, _name: &str) -> Result<()> {
-    let request = read_line(&mut connection)?;
-    let words: Vec<&str> = request.split_whitespace().collect();
-    match words[..] {
-        ["GET", octets, rate] => {
-            let hash = send(&mut connection, octets.parse()?, rate.parse()?)?;
-            connection.write_all(&hash)?;
+    // The client's end ends it.
+    while let Ok(request) = read_line(&mut connection) {
+        let words: Vec<&str> = request.split_whitespace().collect();
+        match words[..] {
+            ["GET", octets, rate] => {
+                let hash = send(&mut connection, octets.parse()?, rate.parse()?)?;
+                connection.write_all(&hash)?;
+            }
+            ["PUT", octets] => {
+                let received = receive(&mut connection, octets.parse()?)?;
+                connection.write_all(&received.hash)?;
+            }
+            _ => bail!("unknown request {request:?}"),
         }
-        ["PUT", octets] => {
-            let received = receive(&mut connection, octets.parse()?)?;
-            connection.write_all(&received.hash)?;
-        }
-        _ => bail!("unknown request {request:?}"),
     }
     Ok(())
 }
 
-/// Reads up to the line feed and not an octet further.
+/// Reads up to the line feed and not an octet further; without it.
 fn read_line(connection: &mut TcpStream) -> Result<String> {
     let mut line = Vec::new();
     let mut octet = [0];
@@ -177,7 +196,7 @@ fn read_line(connection: &mut TcpStream) -> Result<String> {
         connection.read_exact(&mut octet)?;
         line.push(octet[0]);
     }
-    Ok(String::from_utf8(line)?)
+    Ok(String::from_utf8(line)?.trim_end().to_owned())
 }
 
 /// Sends `octets` octets in which no two chunks are alike, at most `rate` a second (0: no limit); returns their
@@ -208,7 +227,7 @@ pub struct Received {
 }
 
 /// Receives exactly `octets` octets.
-pub fn receive(connection: &mut TcpStream, octets: u64) -> Result<Received> {
+pub fn receive(connection: &mut impl Read, octets: u64) -> Result<Received> {
     let mut buffer = vec![0; CHUNK];
     let (mut left, mut hash) = (octets, Sha256::new());
     let (mut last, mut longest_stall) = (Instant::now(), Duration::ZERO);

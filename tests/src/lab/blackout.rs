@@ -54,6 +54,11 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Answers at these times.
+    pub fn at(times: &[SystemTime]) -> Self {
+        Self { times: times.to_vec() }
+    }
+
     /// How many.
     pub fn count(&self) -> usize {
         self.times.len()
@@ -66,6 +71,11 @@ impl Answers {
         times.sort_unstable();
         let gaps = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).unwrap_or_default());
         gaps.max().unwrap_or_default()
+    }
+
+    /// The longest time without an answer from this server.
+    pub fn longest_gap_alone(&self) -> Duration {
+        Self::longest_gap([self])
     }
 
     /// Whether any came after `time`.

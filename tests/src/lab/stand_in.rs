@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vmlb_guest::vm;
 
 use super::launcher::{BRIDGE, Launcher};
@@ -64,6 +66,41 @@ impl StandIn {
     }
 }
 
+impl StandIn {
+    /// Stops its servers where they are, as a VM is paused.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.server.id())?), signal)?)
+    }
+
+    /// Migrates, and does `meanwhile` while it is nowhere: what a network does that lets a VM take its address along.
+    pub fn migrate_and(
+        &mut self,
+        target: &Launcher,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Switch> {
+        let next = Namespace::open(target.namespace().name())?;
+        let stopped = SystemTime::now();
+        self.place
+            .ip(&format!("link set {CABLE} netns {}\n", next.name()))
+            .context("moving the guest's cable to the target")?;
+        self.place = next;
+        meanwhile()?;
+        thread::sleep(self.pause);
+        plug_in(&self.place)?;
+        announce(&self.namespace)?;
+        Ok(Switch { stopped, resumed: SystemTime::now() })
+    }
+}
+
 fn plug_in(place: &Namespace) -> Result<()> {
     place.ip(&format!("link set {CABLE} master {BRIDGE}\nlink set {CABLE} up\n"))
 }
@@ -81,16 +118,7 @@ fn announce(guest: &Namespace) -> Result<()> {
 
 impl Guest for StandIn {
     fn migrate(&mut self, target: &Launcher) -> Result<Switch> {
-        let next = Namespace::open(target.namespace().name())?;
-        let stopped = SystemTime::now();
-        self.place
-            .ip(&format!("link set {CABLE} netns {}\n", next.name()))
-            .context("moving the guest's cable to the target")?;
-        self.place = next;
-        thread::sleep(self.pause);
-        plug_in(&self.place)?;
-        announce(&self.namespace)?;
-        Ok(Switch { stopped, resumed: SystemTime::now() })
+        self.migrate_and(target, || Ok(()))
     }
 }
 
