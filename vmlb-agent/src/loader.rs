@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {
-        assert_eq!(map_names().count(), 38);
+        assert_eq!(map_names().count(), 45);
         assert!(is_pinned("flows_v6") && is_pinned("settings"));
         assert!(!is_pinned(".rodata") && !is_pinned("AYA_LOGS"));
     }
