@@ -251,6 +251,11 @@ pub(super) fn own_reset<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mu
         source_port: transport.destination_port,
         destination_port: transport.source_port,
     };
+    match kernel.settings() {
+        // The agent ends what its probes have opened.
+        Some(settings) if settings.probe_port != ends.destination_port => {}
+        _ => return Verdict::CONTINUE.number(),
+    }
     let Some(pod) = kernel.pod(&ends.source) else {
         return Verdict::CONTINUE.number();
     };
