@@ -71,7 +71,7 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
         if verdict == Verdict::CARRY {
             let verdict = Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
             // Nobody answers an error with an error (RFC 1122 section 3.2.2).
-            return if verdict.is_reject() { Verdict::drop(verdict.reason()) } else { verdict };
+            return verdict.unanswered();
         }
         if verdict.is_final() {
             return verdict;
@@ -178,7 +178,8 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return verdict;
     }
     if delivery != Delivery::KEPT {
-        return Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel));
+        // The flow is ours: the stack would answer a reset.
+        return Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel)).unanswered();
     }
     let verdict = Verdict::from_number(reply::through_stack::<F, P, K>(packet, kernel));
     if verdict != Verdict::CARRY {

@@ -122,6 +122,12 @@ impl Verdict {
         }
     }
 
+    /// The verdict where nobody answers: what is to be refused is dropped.
+    #[inline(always)]
+    pub const fn unanswered(self) -> Self {
+        if self.is_reject() { Self::drop(self.reason()) } else { self }
+    }
+
     /// The reason; [`Reason::NONE`] where none belongs.
     #[inline(always)]
     pub const fn reason(self) -> Reason {

@@ -38,8 +38,8 @@ pub(crate) fn route<F: Family>(context: *mut c_void, ifindex: u32, query: &Query
     lookup.ifindex = ifindex;
     // SAFETY: both unions are 16 octets with the IPv4 address in front; an address of either family fits, aligned to 4.
     unsafe {
-        (&raw mut lookup.__bindgen_anon_3).cast::<F::Address>().write(*query.source);
-        (&raw mut lookup.__bindgen_anon_4).cast::<F::Address>().write(*query.destination);
+        copy(query.source, (&raw mut lookup.__bindgen_anon_3).cast());
+        copy(query.destination, (&raw mut lookup.__bindgen_anon_4).cast());
     }
     // SAFETY: the context is this program's, the structure lives on our stack.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut *lookup, size_of::<FibLookup>() as i32, 0) };
@@ -57,6 +57,21 @@ pub(crate) fn route<F: Family>(context: *mut c_void, ifindex: u32, query: &Query
         NO_NEIGHBOUR => Route::NoNeighbour { ifindex: lookup.ifindex },
         FORWARDING_OFF => Route::ForwardingOff,
         _ => Route::None,
+    }
+}
+
+/// Copies an address word by word: LLVM would call `memmove`, a loop over octets.
+///
+/// # Safety
+/// `to` has room for an address and is aligned to four.
+#[inline(always)]
+unsafe fn copy<A>(from: &A, to: *mut u32) {
+    let words = (&raw const *from).cast::<u32>();
+    let mut at = 0;
+    while at < size_of::<A>() / 4 {
+        // SAFETY: inside both addresses, which are aligned to four.
+        unsafe { to.add(at).write_volatile(words.add(at).read_volatile()) };
+        at += 1;
     }
 }
 

@@ -480,9 +480,9 @@ fn wrapping(
     let proved = random.pick(&[0, 0x8000]);
     let mark = match random.below(12) {
         0 => random.short(),
-        1 => tag(random.pick(&[1, 2, 5, 8])) as u16,
+        1 => mark_of(random.pick(&[1, 2, 5, 8])),
         _ if is_reply => 0,
-        _ => tag(backend) as u16 | proved,
+        _ => mark_of(backend) | proved,
     };
     let strangers = net.stranger(0).ip();
     let (two, five) = (net.node_of(2), net.node_of(5));
@@ -546,4 +546,8 @@ fn damaged(hook: Hook, mut octets: Vec<u8>, random: &mut Random) -> Vec<u8> {
         _ => {}
     }
     octets
+}
+
+fn mark_of(backend: u32) -> u16 {
+    u16::try_from(tag(backend)).unwrap_or_default()
 }

@@ -6,11 +6,11 @@ use crate::family::Family;
 use crate::kernel::{Kernel, Stage, Tables};
 
 /// No target, for [`recall`]; backend ids begin at 1.
-const NONE: u64 = 0;
+pub(super) const NONE: u64 = 0;
 
 /// A target as a number, because it crosses a BPF subprogram boundary.
 #[inline(always)]
-fn number(target: &Target) -> u64 {
+pub(super) fn number(target: &Target) -> u64 {
     u64::from(target.backend) << 16 | u64::from(target.port)
 }
 

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use crate::abi::{
     Backend, BackendFlags, ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, TagKey, Target, Turn,
+    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, TagKey, Turn,
 };
 use crate::family::Family;
 use crate::flow::selection_hash;
@@ -71,7 +71,7 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
         });
         kernel.tagged(&TagKey { service: frontend.service, tag: mark & !PROVED })
     } else {
-        choose(kernel, &service, &client, hash)
+        affinity::target(choose(kernel, &service, &client, hash))
     };
     let Some(target) = target else {
         return without_backend(&service).number();
@@ -99,23 +99,9 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     flow.target_port = target.port;
     flow.delivery = Delivery::SNAT;
     flow.turn = place::count(kernel, target.backend).wrapping_sub(1);
-    if is_here {
-        let verdict = here(packet, kernel, &service, flow, reply);
-        if verdict.is_final() {
-            return verdict.number();
-        }
-    }
-    if service.flags & ServiceFlags::DSR != 0 && !is_here && backend.node != F::Address::default() {
-        flow.delivery = Delivery::KEPT;
-    }
-    if is_carried && flow.delivery != Delivery::KEPT {
-        return Verdict::drop(Reason::SOURCE_NOT_KEPT).number();
-    }
-    if flow.delivery != Delivery::KEPT {
-        let verdict = elsewhere(packet, kernel, backend, flow, reply);
-        if verdict.is_final() {
-            return verdict.number();
-        }
+    let verdict = Verdict::from_number(deliver(packet, kernel, service.flags, backend, flow, reply));
+    if verdict.is_final() {
+        return verdict.number();
     }
     reply.delivery = flow.delivery;
     flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
@@ -179,25 +165,30 @@ fn frontend<F: Family, K: Kernel + Tables<F>>(
     kernel.frontend(&FrontendKey { address: F::Address::default(), port, protocol, pad: 0 })
 }
 
-/// The target that the client stays with, else one of the selection table's.
-#[inline(always)]
+/// The target that the client stays with, else one of the selection table's; as [`affinity::target`] reads it. A
+/// subprogram, so that the verifier walks what comes then once, not once for each way to a target.
+#[inline(never)]
 fn choose<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     service: &Service,
     client: &ClientKey<F::Address>,
     hash: u32,
-) -> Option<Target> {
+) -> u64 {
     let selection = service.selection;
     if selection.size == 0 {
-        return None;
+        return affinity::NONE;
     }
-    if service.affinity != 0
-        && let Some(target) = affinity::target(affinity::recall(kernel, client, service.affinity))
-    {
-        return Some(target);
+    if service.affinity != 0 {
+        let known = affinity::recall(kernel, client, service.affinity);
+        if known != affinity::NONE {
+            return known;
+        }
     }
     let number = if service.flags & ServiceFlags::RANDOM != 0 { kernel.random() } else { hash };
-    kernel.slot(selection.offset.wrapping_add(number % selection.size))
+    match kernel.slot(selection.offset.wrapping_add(number % selection.size)) {
+        Some(target) => affinity::number(&target),
+        None => affinity::NONE,
+    }
 }
 
 #[inline(always)]
@@ -209,13 +200,41 @@ fn without_backend(service: &Service) -> Verdict {
     }
 }
 
+/// By which way the flow's backend is reached: `flow` says so.
+#[inline(never)]
+fn deliver<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    service: u32,
+    backend: &Backend<F::Address>,
+    flow: &mut Flow<F::Address>,
+    reply: &Reply<F::Address>,
+) -> u32 {
+    let is_here = backend.flags & BackendFlags::LOCAL != 0;
+    if is_here {
+        let verdict = here(packet, kernel, service, flow, reply);
+        if verdict.is_final() {
+            return verdict.number();
+        }
+    } else if service & ServiceFlags::DSR != 0 && backend.node != F::Address::default() {
+        flow.delivery = Delivery::KEPT;
+    }
+    if flow.delivery == Delivery::KEPT {
+        return Verdict::CONTINUE.number();
+    }
+    if reply.via != F::Address::default() {
+        return Verdict::drop(Reason::SOURCE_NOT_KEPT).number();
+    }
+    elsewhere(packet, kernel, backend, flow, reply).number()
+}
+
 /// A backend on this node: by the stack with the client's address kept, if replies to the client will meet our egress
 /// program; else with SNAT by the pod's device. `flow.delivery` says which.
 #[inline(always)]
 fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
-    service: &Service,
+    service: u32,
     flow: &mut Flow<F::Address>,
     reply: &Reply<F::Address>,
 ) -> Verdict {
@@ -230,7 +249,7 @@ fn here<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     if device_flags(kernel, ifindex) & DeviceFlags::UPLINK != 0 {
         flow.delivery = Delivery::KEPT;
-    } else if service.flags & ServiceFlags::LOCAL != 0 {
+    } else if service & ServiceFlags::LOCAL != 0 {
         return Verdict::punt(Reason::SOURCE_NOT_KEPT);
     }
     Verdict::CONTINUE

@@ -118,18 +118,25 @@ fn key_of_reply<F: Family>(ip: &F::Header, transport: &UdpHeader) -> FlowKey<F::
     }
 }
 
-/// The backend's side of a flow, and the flow's backend.
+/// The backend's side of a flow.
+struct Found<'a, F: Family> {
+    stage: Stage,
+    backend: u32,
+    reply: Live<'a, Reply<F::Address>>,
+}
+
+/// The backend's side of a flow that is whole.
 #[inline(always)]
 fn find<'a, F: Family, K: Kernel + Tables<F>>(
     kernel: &'a K,
     key: &FlowKey<F::Address>,
-) -> Option<(Stage, u32, Live<'a, Reply<F::Address>>)> {
+) -> Option<Found<'a, F>> {
     let (stage, flow) = match kernel.flow(Stage::Established, key) {
         Some(flow) => (Stage::Established, flow),
         None => (Stage::Half, kernel.flow(Stage::Half, key)?),
     };
     let reply = kernel.reply(stage, &flow.copy().reply_key(key.protocol))?;
-    (reply.flow() == *key).then_some((stage, flow.backend(), reply))
+    (reply.flow() == *key).then_some(Found { stage, backend: flow.backend(), reply })
 }
 
 /// Whether XDP can send a reply to its client: sees to it that the flow knows the next hop.
@@ -139,11 +146,10 @@ fn within_reach<F: Family, P: Packet, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &FlowKey<F::Address>,
 ) -> u32 {
-    let (Some((_, _, reply)), Some(validity)) = (find::<F, K>(kernel, key), Validity::new::<P, K>(kernel, 0))
-    else {
+    let (Some(found), Some(validity)) = (find::<F, K>(kernel, key), Validity::new::<P, K>(kernel, 0)) else {
         return Verdict::CONTINUE.number();
     };
-    hop::aim(packet, kernel, &validity, reply.hop(), &way_to_client::<F>(key)).number()
+    hop::aim(packet, kernel, &validity, found.reply.hop(), &way_to_client::<F>(key)).number()
 }
 
 #[inline(always)]
@@ -426,7 +432,7 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
         return Verdict::drop(Reason::MALFORMED).number();
     };
     let key = key_of_reply::<F>(&frame.ip, &frame.transport);
-    let Some((stage, backend, reply)) = find::<F, K>(kernel, &key) else {
+    let Some(Found { stage, backend, reply }) = find::<F, K>(kernel, &key) else {
         return Verdict::drop(Reason::TUNNEL_FRONTEND).number();
     };
     let mut via = F::Address::default();

@@ -25,6 +25,7 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         foreign(net),
         too_big(net),
         too_big_reply(net),
+        too_big_by_device(net),
     ]
 }
 
@@ -202,5 +203,16 @@ fn too_big_reply(net: Net) -> Story {
     story.packet("SYN", At::Uplink(ETH2), syn.clone(), Sent(between(us, pod, &syn).ttl(63), NODE2));
     let big = tcp(pod, us).at(5).ack(2).data(&[3; 1440]);
     story.wire("1,440 octets", big.clone(), TooBig(big.refused(Says::TooBig(SMALL_MTU))));
+    story
+}
+
+fn too_big_by_device(net: Net) -> Story {
+    let mut story = Story::new("a reply by a pod's device that is too big for the way to its client");
+    let (client, frontend) = (net.foreign_client(61013), net.node(30001));
+    let (us, pod) = (net.node(61013), net.pod(1));
+    let syn = tcp(client, frontend).syn(1);
+    story.wire("SYN", syn.clone(), SentByTc(Reason::POD_DEVICE, between(us, pod, &syn).ttl(63), POD1));
+    let big = tcp(pod, us).at(5).ack(2).data(&[3; 1500]);
+    story.packet("the stack would reset it", At::Pod(POD1), big, Dropped(Reason::TOO_BIG));
     story
 }
