@@ -380,7 +380,7 @@ pub fn meaning(tables: &Memory) -> BTreeSet<String> {
                     format!("{}:{}/{}", text_of(&name.name), name.port, name.protocol)
             }
             Record::Service(id, service) => services.entry(*id).or_default().1 = *service,
-            Record::Slots(offset, targets) => drop(slots.insert(*offset, targets.clone())),
+            Record::Slots(offset, targets) => drop(slots.insert(*offset, targets.slots())),
             _ => {}
         }
     }

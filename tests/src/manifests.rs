@@ -129,12 +129,15 @@ impl Manifests {
         let text = format!(
             "apiVersion: v1\n\
              kind: Service\n\
-             metadata:\n  name: {name}\n  namespace: default\n\
+             metadata:\n  name: {name}\n  namespace: default\n{annotations}\
              spec:\n  type: NodePort\n  externalTrafficPolicy: {policy}\n\
              \x20 ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n\
              \x20 clusterIP: 10.96.0.{host}\n  clusterIPs: [10.96.0.{host}, \"fd00:10:96::{host}\"]\n\
              \x20 selector:\n    app: welcome\n  ports:\n{ports}",
             name = service.name,
+            annotations = service.forwarding.map_or_else(String::new, |forwarding| {
+                format!("  annotations: {{vmlb.io/forwarding: {forwarding}}}\n")
+            }),
             policy = service.policy.api(),
             host = service.ports.first().map_or(1, |port| port.node_port % 250 + 2),
         );

@@ -51,6 +51,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Which backends take part.
     pub policy: Policy,
+    /// Annotation `vmlb.io/forwarding`.
+    pub forwarding: Option<&'static str>,
 }
 
 /// A Service and the names of the pods behind it.
@@ -95,7 +97,7 @@ impl Service {
     /// A Service with a single port.
     pub fn single(name: &str, node_port: u16, target: u16) -> Self {
         let port = Port { name: "main", protocol: Protocol::Tcp, node_port, target };
-        Self { name: name.to_owned(), ports: vec![port], policy: Policy::Cluster }
+        Self { name: name.to_owned(), ports: vec![port], policy: Policy::Cluster, forwarding: None }
     }
 
     /// A Service that shows every server of the rig, on node ports from `first` on.
@@ -106,7 +108,7 @@ impl Service {
             node_port,
             target,
         });
-        Self { name: name.to_owned(), ports: ports.collect(), policy: Policy::Cluster }
+        Self { name: name.to_owned(), ports: ports.collect(), policy: Policy::Cluster, forwarding: None }
     }
 
     /// The node port that leads to `target`.

@@ -97,7 +97,8 @@ fn render(catalogue: &Catalogue) -> Result<String> {
         "# Metrics\n\n<!-- Written by the tests from what the agent shows: VMLB_WRITE_DOCS=1 cargo xtask test page -->\n\n\
          At `--metrics-address` (the manifests: port 9475 of every node), in Prometheus' text format. Services, and VMs and\n\
          pods beyond the first `--metrics-detail` (1000) of each are added up as `(others)`, so that the number of series is\n\
-         bounded. Map entries and flows are counted at most every five seconds. Metrics of live migration will come with it.\n\n\
+         bounded. Map entries and flows are counted at most every five seconds. Those of live migration do not name VMs:\n\
+         `vmlb migrations` and Events on the VirtualMachineInstance do.\n\n\
          Packets, octets and new flows are counted by VM or pod, not by Service: the datapath counts each packet once, at the\n\
          backend, and a second count for the Service would cost every packet another lookup. Where a VM is behind one Service\n\
          its figures are the Service's; `vmlb_service_flows` is counted from the flow tables, which know the Service.\n\n\

@@ -132,7 +132,7 @@ fn prefixes_of_packets_come_out_alike() {
 }
 
 /// Verdicts and reasons that generated pairs must meet, or they prove little.
-const IMPORTANT: [Reason; 23] = [
+const IMPORTANT: [Reason; 29] = [
     Reason::MALFORMED,
     Reason::OPTIONS,
     Reason::FRAGMENT,
@@ -156,6 +156,12 @@ const IMPORTANT: [Reason; 23] = [
     Reason::SOURCE_RANGE,
     Reason::TOO_BIG,
     Reason::UNCUTTABLE,
+    Reason::NOT_PRESENT,
+    Reason::PROBE,
+    Reason::NO_TUNNEL,
+    Reason::TUNNEL_SOURCE,
+    Reason::TUNNEL_FRONTEND,
+    Reason::TUNNEL_TARGET,
 ];
 
 #[test]
@@ -192,6 +198,7 @@ fn one<F: kernel::KernelFamily>(
 ) -> Result<()> {
     let pair = generate::pair::<F>(scene, &both.host.world, net, both.now(), random);
     both.set_flows::<F>(&pair.flows)?;
+    both.set_turns(&pair.turns)?;
     let outcome = both.compare::<F>(pair.hook, pair.device, &pair.frame)?;
     let word = outcome.outcome.verdict.name();
     *met.verdicts.entry((pair.hook, word)).or_default() += 1;
@@ -199,6 +206,11 @@ fn one<F: kernel::KernelFamily>(
         *met.reasons.entry(reason).or_default() += 1;
     }
     met.promoted += usize::from(outcome.promoted);
+    met.turned += usize::from(outcome.turned);
+    met.unwrapped += usize::from(outcome.outcome.octets.len() + 20 <= pair.frame.len());
+    met.wrapped += usize::from(
+        outcome.outcome.octets.len() >= pair.frame.len() + 20 && !outcome.outcome.verdict.is_answer(),
+    );
     if random.once_in(8) {
         met.swept += both.compare_sweep::<F>()?;
     }
@@ -214,11 +226,15 @@ struct Met {
     reasons: BTreeMap<Reason, usize>,
     promoted: usize,
     swept: usize,
+    turned: usize,
+    wrapped: usize,
+    unwrapped: usize,
 }
 
 impl Met {
     fn report(&self) {
         println!("{} pairs; {} flows promoted, {} entries swept", self.pairs, self.promoted, self.swept);
+        println!("{} turned, {} wrapped, {} unwrapped", self.turned, self.wrapped, self.unwrapped);
         for ((hook, verdict), count) in &self.verdicts {
             println!("{count:6} {hook:?} {verdict}");
         }
@@ -246,6 +262,13 @@ impl Met {
             let count = self.verdicts.get(&served).copied().unwrap_or(0);
             ensure!(count >= 20, "{served:?} was met {count} times");
         }
+        ensure!(
+            self.turned >= 50 && self.wrapped >= 50 && self.unwrapped >= 100,
+            "{} turned, {} wrapped, {} unwrapped",
+            self.turned,
+            self.wrapped,
+            self.unwrapped
+        );
         ensure!(self.promoted >= 50 && self.swept >= 100, "{} promoted, {} swept", self.promoted, self.swept);
         Ok(())
     }

@@ -138,7 +138,12 @@ fn a_closed_port_of_a_vm_is_known_to_who_sends_datagrams_there() {
         let mut cluster = Cluster::build(Attachment::Routed)?;
         for (name, node_port, vm) in [("here", 31400, "vm01"), ("there", 31401, "vm02")] {
             let port = Port { name: "main", protocol: Protocol::Udp, node_port, target: CLOSED };
-            let service = Service { name: name.to_owned(), ports: vec![port], policy: Policy::Cluster };
+            let service = Service {
+                name: name.to_owned(),
+                ports: vec![port],
+                policy: Policy::Cluster,
+                forwarding: None,
+            };
             cluster.publish(service, &[vm])?;
         }
         cluster.start_agents(&Flags::default())?;

@@ -2,6 +2,7 @@
 //! What it leaves behind keeps working.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -70,9 +71,9 @@ struct Agent {
     snat: Snat,
     again: Option<Instant>,
     /// What an earlier agent left, until the control plane knows better.
-    inherited: Option<Places>,
+    inherited: Option<Arc<Places>>,
     /// Where the control plane's backends are.
-    places: Places,
+    places: Arc<Places>,
     /// What the stack carried before vmlb came.
     inheritance: Inheritance,
     /// What is done while VMs move, and what of it has been told.
@@ -110,7 +111,7 @@ impl Agent {
         network.lacks_metadata(&snat.devices);
         Ok(Self {
             inheritance,
-            inherited: Some(tables.installed_backends()?.into_iter().collect()),
+            inherited: Some(Arc::new(tables.installed_backends()?.into_iter().collect())),
             snat,
             tables,
             sync: Sync::new(
@@ -122,7 +123,7 @@ impl Agent {
             source,
             internal: Vec::new(),
             again: None,
-            places: Places::new(),
+            places: Arc::default(),
             handover: Handover::start(&root)?,
             account: Account::default(),
             publish_again: None,
@@ -300,7 +301,7 @@ impl Agent {
 
     /// Backends may be on devices that have no program yet, and on ones that need theirs no more.
     async fn after_sync(&mut self) {
-        self.places = self.sync.places().collect();
+        self.places = Arc::new(self.sync.places().collect());
         let first = self.inherited.take().is_some();
         if self.network.wants(&self.places) {
             let ebpf = self.datapath.ebpf_mut();

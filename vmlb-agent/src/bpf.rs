@@ -1,5 +1,5 @@
-//! `bpf(2)` where aya does not reach: batches over maps, entries of ABI types (aya's trait for them would need a wrapper
-//! for each), and what a pinned link is attached to. The only place of the agent that needs `unsafe`.
+//! `bpf(2)` where aya does not reach: batches over maps, arrays as memory, entries of ABI types (aya's trait for them would
+//! need a wrapper for each), and what a pinned link is attached to. The only place of the agent that needs `unsafe`.
 
 use std::ffi::CString;
 use std::io;
@@ -7,13 +7,18 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use vmlb_common::abi;
 use vmlb_common::family::{Address, Address4, Address6};
 
 mod map;
+mod memory;
 pub mod ring;
 pub use map::PinnedMap;
+
+/// `BPF_F_MMAPABLE`: the array can be mapped into the process.
+pub const MAPPABLE: u32 = 1 << 10;
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -326,6 +331,17 @@ fn update_batch<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &[K], values: &[V
             Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) => Ok(None),
             _ => Err(error),
         },
+    }
+}
+
+/// Waits until every program that runs now has ended: what they have read of a map is used no more.
+pub fn wait_for_programs() {
+    // MEMBARRIER_CMD_GLOBAL. A program is a reader by RCU, and this waits for a grace period.
+    // SAFETY: membarrier(2) takes no pointers.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, 1, 0, 0) };
+    if done != 0 {
+        // Not there with nohz_full. A program runs for microseconds; a virtual CPU may be held up in the middle.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -120,13 +120,14 @@ pub struct Dirty {
 /// What all objects together call for.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
-    views: BTreeMap<Name, ServiceView>,
+    views: BTreeMap<Name, Box<ServiceView>>,
     claims: HashMap<Frontend, Few<Claim>>,
     /// Services whose slices list a backend.
     listings: HashMap<Identity, Few<Name>>,
-    backends: HashMap<Identity, BackendView>,
+    backends: HashMap<Identity, Box<BackendView>>,
     addresses: HashMap<IpAddr, Few<AddressClaim>>,
     targets: HashMap<TargetName, u32>,
+    /// Those that are not there but may be draining.
     held: HashSet<Identity>,
     health_changes: BTreeMap<Name, Option<HealthCheck>>,
     /// What has changed since it was last emptied.
@@ -137,7 +138,7 @@ impl Desired {
     /// Computes a Service anew.
     pub fn refresh_service(&mut self, index: &Index, here: &Here, name: &Name) {
         let new = service::view(index, here, name);
-        let old = self.views.remove(name);
+        let old = self.views.remove(name).map(|view| *view);
         let none = ServiceView::default();
         self.shift_claims(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
         self.shift_targets(old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
@@ -148,7 +149,7 @@ impl Desired {
         }
         let stale = self.shift_listings(name, old.as_ref(), new.as_ref());
         if let Some(new) = new {
-            self.views.insert(name.clone(), new);
+            self.views.insert(name.clone(), Box::new(new));
         }
         for identity in stale {
             self.refresh_backend(index, here, &identity);
@@ -159,11 +160,13 @@ impl Desired {
     pub fn refresh_backend(&mut self, index: &Index, here: &Here, identity: &Identity) {
         let services = self.listings.get(identity).into_iter().flat_map(Few::keys);
         let of_service = |name| self.views.get(name)?.listings.get(identity);
-        let listings: Vec<&Listing> = services.filter_map(of_service).flatten().collect();
+        let listings: Vec<&Listing> = services.filter_map(of_service).flat_map(Few::keys).collect();
         // A backend that no slice lists any more drains for as long as its pod lives.
-        let is_held = !listings.is_empty() || self.held.contains(identity);
-        let new = if is_held { backend::view(index, here, identity, &listings) } else { None };
+        let is_held =
+            !listings.is_empty() || self.backends.contains_key(identity) || self.held.contains(identity);
+        let new = if is_held { backend::view(index, here, identity, &listings).map(Box::new) } else { None };
         let old = self.backends.remove(identity);
+        self.held.remove(identity);
         if old == new {
             if let Some(new) = new {
                 self.backends.insert(identity.clone(), new);
@@ -171,12 +174,12 @@ impl Desired {
             return;
         }
         self.dirty.backends.insert(identity.clone());
-        let is_here = |view: &Option<BackendView>| view.as_ref().is_some_and(BackendView::is_here);
+        let is_here = |view: &Option<Box<BackendView>>| view.as_ref().is_some_and(|view| view.is_here());
         if is_here(&old) != is_here(&new) {
             // What tunnels call it is known where it is.
             self.touch_tables(identity);
         }
-        for (address, claim) in old.iter().flat_map(|view| &view.claims) {
+        for (address, claim) in old.iter().flat_map(|view| view.claims.iter()) {
             if let Some(claims) = self.addresses.get_mut(address) {
                 claims.remove(claim);
                 if claims.is_empty() {
@@ -185,18 +188,12 @@ impl Desired {
             }
             self.dirty.addresses.insert(*address);
         }
-        for (address, claim) in new.iter().flat_map(|view| &view.claims) {
+        for (address, claim) in new.iter().flat_map(|view| view.claims.iter()) {
             self.addresses.entry(*address).or_default().insert(claim.clone(), ());
             self.dirty.addresses.insert(*address);
         }
-        match new {
-            Some(new) => {
-                self.held.insert(identity.clone());
-                self.backends.insert(identity.clone(), new);
-            }
-            None => {
-                self.held.remove(identity);
-            }
+        if let Some(new) = new {
+            self.backends.insert(identity.clone(), new);
         }
     }
 
@@ -254,13 +251,13 @@ impl Desired {
             let Some(view) = self.views.get(&service) else { continue };
             for port in &view.ports {
                 self.dirty.tables.extend(port.tables().map(|(key, _)| key));
-                let of_backend = port.targets.iter().filter(|(backend, _)| backend == identity);
+                let of_backend = port.targets.keys().filter(|(backend, _)| backend == identity);
                 let key = |(backend, number): &(Identity, u16)| (backend.clone(), *number, port.key.protocol);
                 self.dirty.targets.extend(of_backend.map(key));
             }
         }
         if let Some(view) = self.backends.get(identity) {
-            self.dirty.addresses.extend(view.claims.iter().map(|(address, _)| *address));
+            self.dirty.addresses.extend(view.claims.keys().copied());
         }
     }
 
@@ -274,13 +271,13 @@ impl Desired {
 
     /// Every Service that is of interest, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = (&Name, &ServiceView)> {
-        self.views.iter()
+        self.views.iter().map(|(name, view)| (name, &**view))
     }
 
     /// A Service.
     #[must_use]
     pub fn service(&self, name: &Name) -> Option<&ServiceView> {
-        self.views.get(name)
+        self.views.get(name).map(|view| &**view)
     }
 
     /// A port.
@@ -304,12 +301,12 @@ impl Desired {
     /// A backend.
     #[must_use]
     pub fn backend(&self, identity: &Identity) -> Option<&BackendView> {
-        self.backends.get(identity)
+        self.backends.get(identity).map(|view| &**view)
     }
 
     /// All backends, in no order.
     pub fn backends(&self) -> impl Iterator<Item = (&Identity, &BackendView)> {
-        self.backends.iter()
+        self.backends.iter().map(|(identity, view)| (identity, &**view))
     }
 
     /// The claims on a pod address, the winner first.
@@ -345,7 +342,7 @@ impl Desired {
         let mut differences: HashMap<TargetName, i64> = HashMap::new();
         for (view, by) in [(old, -1), (new, 1)] {
             for port in &view.ports {
-                for (backend, number) in &port.targets {
+                for (backend, number) in port.targets.keys() {
                     *differences.entry((backend.clone(), *number, port.key.protocol)).or_insert(0) += by;
                 }
             }
@@ -372,11 +369,11 @@ impl Desired {
         old: Option<&ServiceView>,
         new: Option<&ServiceView>,
     ) -> Vec<Identity> {
-        let none = BTreeMap::new();
+        let none = Few::default();
         let old = old.map_or(&none, |view| &view.listings);
         let new = new.map_or(&none, |view| &view.listings);
         let mut stale = Vec::new();
-        for identity in old.keys().chain(new.keys().filter(|identity| !old.contains_key(*identity))) {
+        for identity in old.keys().chain(new.keys().filter(|identity| old.get(identity).is_none())) {
             if old.get(identity) == new.get(identity) {
                 continue;
             }
@@ -395,7 +392,7 @@ impl Desired {
 }
 
 /// The tables of a Service, and who answers for them.
-fn tables_of(view: &ServiceView) -> BTreeMap<TableKey, (&service::TableView, &BTreeSet<(Identity, u16)>)> {
+fn tables_of(view: &ServiceView) -> BTreeMap<TableKey, (&service::TableView, &Few<(Identity, u16)>)> {
     let of_port = |port| {
         let tables = service::PortView::tables(port);
         tables.map(move |(key, table)| (key, (table, &port.targets)))

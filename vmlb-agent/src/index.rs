@@ -82,8 +82,8 @@ enum Reference {
 /// Everything that is known.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    services: HashMap<Name, Service>,
-    slices: HashMap<Name, Few<Name, Slice>>,
+    services: HashMap<Name, Box<Service>>,
+    slices: HashMap<Name, Few<Name, Box<Slice>>>,
     slice_owners: HashMap<Name, Name>,
     pods: HashMap<Name, Pod>,
     pods_by_identity: HashMap<Identity, BTreeSet<Name>>,
@@ -94,6 +94,8 @@ pub struct Index {
     vmi_names: HashMap<Identity, Name>,
     jobs: HashMap<Name, Job>,
     placements: HashMap<Identity, Placement>,
+    /// Names of nodes, which thousands of endpoints share.
+    node_names: HashSet<Arc<str>>,
     relisted: HashMap<Kind, HashSet<Name>>,
     touched: Touched,
 }
@@ -107,8 +109,9 @@ impl Index {
                 self.keep(Kind::Service, &service.name);
                 self.set_service(service.name.clone(), Some(service))
             }
-            Entry::Slice(slice) => {
+            Entry::Slice(mut slice) => {
                 self.keep(Kind::EndpointSlice, &slice.name);
+                self.share_node_names(&mut slice);
                 self.set_slice(&slice.name.clone(), Some(slice))
             }
             Entry::Pod(pod) => {
@@ -171,6 +174,7 @@ impl Index {
         for object in &gone {
             self.delete(object);
         }
+        self.node_names.retain(|name| Arc::strong_count(name) > 1);
         gone
     }
 
@@ -188,7 +192,7 @@ impl Index {
     /// A Service.
     #[must_use]
     pub fn service(&self, name: &Name) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// The names of all Services.
@@ -198,7 +202,7 @@ impl Index {
 
     /// A Service's slices, sorted by name.
     pub fn slices(&self, service: &Name) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(Few::values)
+        self.slices.get(service).into_iter().flat_map(Few::values).map(|slice| &**slice)
     }
 
     /// A Node.
@@ -318,8 +322,7 @@ impl Index {
             let same = |address: &&IpAddr| address.is_ipv4() == endpoint.address.is_ipv4();
             endpoint.address = present.addresses.iter().find(same).copied().unwrap_or(endpoint.address);
             endpoint.node = present.node.clone().or(endpoint.node);
-            endpoint.node_hints.clear();
-            endpoint.zone_hints.clear();
+            endpoint.hints = None;
         }
         endpoint.ready |= is_held;
         endpoint.serving |= is_held;
@@ -355,12 +358,12 @@ impl Index {
     }
 
     fn set_service(&mut self, name: Name, service: Option<Service>) -> bool {
-        if self.services.get(&name) == service.as_ref() {
+        if self.service(&name) == service.as_ref() {
             return false;
         }
         self.touched.services.insert(name.clone());
         match service {
-            Some(service) => self.services.insert(name, service),
+            Some(service) => self.services.insert(name, Box::new(service)),
             None => self.services.remove(&name),
         };
         true
@@ -376,7 +379,7 @@ impl Index {
             }
             old
         });
-        let is_changed = old != slice;
+        let is_changed = old.as_deref() != slice.as_ref();
         if is_changed {
             self.touched.services.extend(old_owner);
             self.touched.services.extend(slice.as_ref().map(|slice| slice.service.clone()));
@@ -389,9 +392,18 @@ impl Index {
         }
         if let Some(slice) = slice {
             self.slice_owners.insert(name.clone(), slice.service.clone());
-            self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), slice);
+            self.slices.entry(slice.service.clone()).or_default().insert(name.clone(), Box::new(slice));
         }
         is_changed
+    }
+
+    fn share_node_names(&mut self, slice: &mut Slice) {
+        for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+            match self.node_names.get(name) {
+                Some(known) => *name = known.clone(),
+                None => drop(self.node_names.insert(name.clone())),
+            }
+        }
     }
 
     fn reference(&mut self, slice: &Slice) {

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use vmlb_common::abi::{self, Device, Selection, Service, ServiceName, Target, TargetKey};
+use vmlb_common::abi::{self, Device, Selection, Service, ServiceName, TargetKey};
 use vmlb_common::family::{Address4, Address6};
 
 use crate::desired::{Frontend, TableKey, TargetName};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, Change, Record, RecordKey, Tables, address4, address6};
+use crate::tables::{Capacity, Change, Record, RecordKey, Run, Tables, address4, address6};
 
 mod adopt;
 mod clients;
@@ -97,7 +97,7 @@ pub struct Installation {
     /// What the slots of a service hold.
     digests: HashMap<u32, u64>,
     /// Slices to be written.
-    fresh: BTreeMap<u32, Vec<Target>>,
+    fresh: BTreeMap<u32, Run>,
     revision: u32,
     /// Addresses of pods on this node that are wanted.
     local_pods: HashSet<IpAddr>,
@@ -117,7 +117,7 @@ impl Installation {
         changes
             .extend(self.devices.puts().map(|(index, device)| Change::Put(Record::Device(*index, *device))));
         changes.extend(
-            self.backend_names.puts().map(|(id, name)| Change::Put(Record::BackendName(id, Box::new(*name)))),
+            self.backend_names.take_puts().map(|(id, name)| Change::Put(Record::BackendName(id, name))),
         );
         let endpoints: Vec<_> = self.backends.puts().map(|(key, endpoint)| (*key, Some(*endpoint))).collect();
         changes.extend(endpoints.into_iter().map(|(key, endpoint)| self.put_backend(key, endpoint)));
@@ -135,11 +135,10 @@ impl Installation {
         changes.extend(self.clients.puts());
         changes.extend(self.tags.puts());
         changes.extend(
-            self.service_names.puts().map(|(id, name)| Change::Put(Record::ServiceName(id, Box::new(*name)))),
+            self.service_names.take_puts().map(|(id, name)| Change::Put(Record::ServiceName(id, name))),
         );
         let fresh = std::mem::take(&mut self.fresh);
-        changes
-            .extend(fresh.into_iter().map(|(offset, targets)| Change::Put(Record::Slots(offset, targets))));
+        changes.extend(fresh.into_iter().map(|(offset, run)| Change::Put(Record::Slots(offset, run))));
         changes.extend(self.services.puts().map(|(id, service)| Change::Put(Record::Service(*id, *service))));
         changes.extend(
             self.frontends

@@ -444,7 +444,7 @@ impl Sync {
         views.flat_map(|view| {
             view.ends().flat_map(|end| {
                 let place = if end.is_local { Whereabouts::Here } else { Whereabouts::Elsewhere };
-                end.addresses.iter().map(move |address| (*address, place))
+                end.addresses.keys().map(move |address| (*address, place))
             })
         })
     }
@@ -513,7 +513,7 @@ impl Sync {
                 tag: identity.tag(),
                 stage: progress.stage,
                 is_installed: is_turned || installation.expects(backend).is_some(),
-                endpoints: end.addresses.iter().map(endpoint).collect(),
+                endpoints: end.addresses.keys().map(endpoint).collect(),
                 known: progress.known,
                 turned: progress.turned,
                 probe: progress.probe(has_vmis),

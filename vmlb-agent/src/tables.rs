@@ -14,6 +14,9 @@ use crate::desired::Frontend;
 
 pub mod memory;
 pub mod pinned;
+mod run;
+
+pub use run::Run;
 
 /// One entry of one map that the control plane owns (flows, hops and counters belong to the datapath; settings and
 /// neighbours to the agent's network side).
@@ -26,7 +29,7 @@ pub enum Record {
     /// A service by id.
     Service(u32, Service),
     /// A run of slots from an offset; written whole before any service points at it.
-    Slots(u32, Vec<Target>),
+    Slots(u32, Run),
     /// An IPv4 frontend.
     Frontend4(FrontendKey<Address4>, abi::Frontend),
     /// An IPv6 frontend.

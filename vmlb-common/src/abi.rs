@@ -189,6 +189,15 @@ pub struct Settings {
     pub node: [u8; 64],
 }
 
+impl Settings {
+    /// Whether SNAT must not use a port although it is among those that replies come to: there come answers to probes, and
+    /// the tunnel's packets.
+    #[inline(always)]
+    pub const fn is_taken(&self, port: u16) -> bool {
+        port == self.probe_port || port == self.tunnel.port
+    }
+}
+
 /// The tunnel between the cluster's nodes: the same on each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -835,7 +844,8 @@ pub struct Reply<A> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hop {
-    /// [`Settings::generation`] plus [`Backend::revision`] it was filled under; 0: empty.
+    /// Twice [`Settings::generation`] plus [`Backend::revision`] it was filled under, plus the endpoint's side; the highest
+    /// bit: by TC. 0: empty.
     pub stamp: u32,
     /// When it was filled, jiffies; older than ten seconds is looked up again, in case nobody raises generations.
     pub filled: u32,

@@ -69,7 +69,9 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
     if entrance.may_be_error {
         let verdict = Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel));
         if verdict == Verdict::CARRY {
-            return Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
+            let verdict = Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
+            // Nobody answers an error with an error (RFC 1122 section 3.2.2).
+            return if verdict.is_reject() { Verdict::drop(verdict.reason()) } else { verdict };
         }
         if verdict.is_final() {
             return verdict;
@@ -179,10 +181,15 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel));
     }
     let verdict = Verdict::from_number(reply::through_stack::<F, P, K>(packet, kernel));
-    if verdict == Verdict::CARRY {
-        return Verdict::from_number(tunnel::back::<F, P, K>(packet, kernel)).or_drop();
+    if verdict != Verdict::CARRY {
+        return verdict;
     }
-    verdict
+    let verdict = Verdict::from_number(tunnel::back::<F, P, K>(packet, kernel));
+    if verdict.is_too_large() && !tunnel::returns_all(kernel) {
+        // The node that the client addressed will learn of the flow by a smaller one.
+        return Verdict::DELIVER;
+    }
+    verdict.or_drop()
 }
 
 #[inline(always)]

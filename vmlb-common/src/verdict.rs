@@ -61,6 +61,13 @@ impl Verdict {
         self.0 >> 16
     }
 
+    /// Whether the packet is larger than the way on takes.
+    #[inline(always)]
+    pub const fn is_too_large(self) -> bool {
+        let reason = self.reason();
+        reason.0 == Reason::TOO_BIG.0 || reason.0 == Reason::UNCUTTABLE.0
+    }
+
     /// Made into the answer that refuses it, and back out of the device it came in by.
     #[inline(always)]
     pub const fn answer(reason: Reason) -> Self {

@@ -4,7 +4,7 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
@@ -31,6 +31,8 @@ const FLOWS: usize = 65_536;
 const CLIENTS: usize = 65_536;
 const NODES: usize = 16_384;
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+/// The agent stores whole tables in it: by bpf(2), which takes one entry at a time, millions of slots take a second.
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -41,7 +43,7 @@ static DEVICES: HashMap<u32, Device, 256> = HashMap::new();
 #[btf_map(name = "services")]
 static SERVICE: Array<Service, SERVICES> = Array::new();
 #[btf_map(name = "slots")]
-static SLOT: Array<Target, SLOTS> = Array::new();
+static SLOT: Array<Target, SLOTS, MAPPED> = Array::new();
 #[btf_map(name = "targets")]
 static TARGETS: HashMap<TargetKey, u32, FRONTENDS> = HashMap::new();
 #[btf_map(name = "service_names")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use vmlb_common::abi::{Affinity, ClientKey, Hop, Inherited, WireKey};
+use vmlb_common::abi::{Affinity, ClientKey, Hop, Inherited, Turn, WireKey};
 use vmlb_common::family::{Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Lookups, Node, Outcome, Pairs};
 use vmlb_common::kernel::{Kernel, Stage};
@@ -28,6 +28,8 @@ pub struct Flows<A: Ord> {
     pub inherited: BTreeMap<WireKey<A>, Inherited>,
     /// Cached next hops to backends.
     pub hops: BTreeMap<u32, Hop>,
+    /// Cached next hops of the tunnel to backends' nodes.
+    pub tunnel_hops: BTreeMap<u32, Hop>,
 }
 
 impl<A: Ord> Default for Flows<A> {
@@ -39,6 +41,7 @@ impl<A: Ord> Default for Flows<A> {
             affinity: BTreeMap::new(),
             inherited: BTreeMap::new(),
             hops: BTreeMap::new(),
+            tunnel_hops: BTreeMap::new(),
         }
     }
 }
@@ -64,7 +67,8 @@ impl<A: Ord> Flows<A> {
             .values_mut()
             .chain(self.new_affinity.values_mut())
             .for_each(|known| older(&mut known.seen));
-        self.hops.values_mut().for_each(|hop| older(&mut hop.filled));
+        let hops = self.hops.values_mut().chain(self.tunnel_hops.values_mut());
+        hops.for_each(|hop| older(&mut hop.filled));
     }
 }
 
@@ -182,6 +186,16 @@ impl Host {
         }
     }
 
+    /// The world learns what packets have turned: who changes it next reads the turns before.
+    pub fn keep_turns(&mut self) {
+        for id in PRESENT {
+            let turn = self.node.turn_now(id);
+            if turn != Turn::default() {
+                self.world.records.turns.insert(id, turn);
+            }
+        }
+    }
+
     /// What flows of a family have left.
     pub fn flows<F: HostFamily>(&self) -> Flows<F::Address> {
         Flows {
@@ -191,6 +205,7 @@ impl Host {
             affinity: self.node.affinities::<F>(Stage::Established),
             inherited: self.node.inherited_connections::<F>(),
             hops: PRESENT.map(|id| (id, self.node.hop::<F>(id))).into(),
+            tunnel_hops: PRESENT.map(|id| (id, self.node.hop_to_node::<F>(id))).into(),
         }
     }
 
@@ -217,6 +232,7 @@ impl Host {
             self.node.put_inherited::<F>(key, value).expect("the table is large enough");
         }
         to.hops.iter().for_each(|(id, hop)| self.node.set_hop::<F>(*id, *hop));
+        to.tunnel_hops.iter().for_each(|(id, hop)| self.node.set_hop_to_node::<F>(*id, *hop));
     }
 }
 
@@ -226,6 +242,7 @@ impl Bench for Host {
     }
 
     fn change(&mut self, change: &dyn Fn(&mut World)) {
+        self.keep_turns();
         let old = self.world.records.clone();
         change(&mut self.world);
         self.world.records.install(Some(&old), &mut self.node);

@@ -8,7 +8,7 @@ use etherparse::{
 };
 use vmlb_common::wire::Protocol;
 
-use super::world::{NODE_MAC, ROUTER_MAC};
+use super::world::{NODE_MAC, ROUTER_MAC, TUNNEL_NETWORK, TUNNEL_PORT};
 
 /// A TCP, UDP or ICMP packet in an Ethernet frame without tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,44 @@ pub struct Frame {
     window: u16,
     payload: Vec<u8>,
     sum: Sum,
+    wrapping: Option<Wrapping>,
+}
+
+/// What a packet between two nodes' ends of the tunnel is wrapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wrapping {
+    /// IP in IP, or VXLAN's.
+    pub shape: Shape,
+    /// The node that sends it.
+    pub from: IpAddr,
+    /// The node it is for.
+    pub to: IpAddr,
+    /// What it says of what is inside.
+    pub mark: u16,
+}
+
+/// The shape of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// IP in IP.
+    Ip,
+    /// VXLAN's.
+    Udp,
+}
+
+impl Shape {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ip, Self::Udp];
+
+    /// Octets that it adds to a packet of the family of `address`.
+    pub const fn overhead(self, address: IpAddr) -> u16 {
+        let outer = if address.is_ipv4() { 20 } else { 40 };
+        match self {
+            Self::Ip => outer,
+            // UDP, VXLAN, Ethernet.
+            Self::Udp => outer + 8 + 8 + 14,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +113,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
         window: 4096,
         payload: Vec::new(),
         sum: Sum::Right,
+        wrapping: None,
     }
 }
 
@@ -189,20 +228,51 @@ impl Frame {
         unreachable!("one of all 16-bit words completes the sum")
     }
 
+    /// Inside of this.
+    #[must_use]
+    pub fn wrapped(mut self, wrapping: Wrapping) -> Self {
+        self.wrapping = Some(wrapping);
+        self
+    }
+
     /// The octets.
     pub fn octets(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let ether_type = if self.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
-        let (source, destination) = self.macs;
-        let ethernet = Ethernet2Header { source, destination, ether_type };
-        ethernet.write(&mut out).expect("a vector takes everything");
+        let mut out = self.link(self.macs);
         let transport = self.transport();
-        match self.network(transport.len()) {
-            Network::V4(header) => header.write(&mut out),
-            Network::V6(header) => header.write(&mut out),
+        let mut packet = self.network(transport.len()).octets();
+        packet.extend(transport);
+        if let Some(wrapping) = self.wrapping {
+            out.extend(self.wrapping(&wrapping, &packet));
         }
-        .expect("a vector takes everything");
-        out.extend(transport);
+        out.extend(packet);
+        out
+    }
+
+    fn link(&self, (source, destination): ([u8; 6], [u8; 6])) -> Vec<u8> {
+        let ether_type = if self.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        Ethernet2Header { source, destination, ether_type }.to_bytes().to_vec()
+    }
+
+    /// What stands before a packet that is wrapped, but for the Ethernet header.
+    fn wrapping(&self, wrapping: &Wrapping, packet: &[u8]) -> Vec<u8> {
+        let mut inner = Vec::new();
+        if wrapping.shape == Shape::Udp {
+            let transport = if self.source.is_ipv4() { 20 } else { 40 };
+            let word = |at: usize| u16::from_be_bytes([packet[transport + at], packet[transport + at + 1]]);
+            // One of the dynamic ports (RFC 6335 section 6), as RFC 7348 section 5 recommends.
+            let entropy = 0xc000 | ((word(0) ^ word(2)) & 0x3fff);
+            let ethernet = self.link(([0; 6], [0; 6]));
+            let length = 8 + ethernet.len() + packet.len();
+            let udp = UdpHeader::without_ipv4_checksum(entropy, TUNNEL_PORT, length);
+            inner.extend(udp.expect("test packets are short").to_bytes());
+            inner.extend([8, 0]);
+            inner.extend(wrapping.mark.to_be_bytes());
+            inner.extend((TUNNEL_NETWORK << 8).to_be_bytes());
+            inner.extend(ethernet);
+        }
+        let length = u16::try_from(inner.len() + packet.len()).expect("test packets are short");
+        let mut out = wrapping.network(length).octets();
+        out.extend(inner);
         out
     }
 
@@ -322,7 +392,48 @@ impl Frame {
     }
 }
 
+impl Wrapping {
+    /// The outer IP header.
+    fn network(&self, length: u16) -> Network {
+        match (self.from, self.to) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Network::V4({
+                let number = if self.shape == Shape::Ip { IpNumber::IPV4 } else { IpNumber::UDP };
+                let mut header = Ipv4Header::new(length, 64, number, source.octets(), destination.octets())
+                    .expect("test packets are short");
+                header.dont_fragment = true;
+                if self.shape == Shape::Ip {
+                    header.identification = self.mark;
+                }
+                header.header_checksum = header.calc_header_checksum();
+                header
+            }),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Network::V6({
+                let mark = if self.shape == Shape::Ip { self.mark } else { 0 };
+                Ipv6Header {
+                    traffic_class: 0,
+                    flow_label: Ipv6FlowLabel::try_new(mark.into()).expect("16 of 20 bits"),
+                    payload_length: length,
+                    next_header: if self.shape == Shape::Ip { IpNumber::IPV6 } else { IpNumber::UDP },
+                    hop_limit: 64,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                }
+            }),
+            _ => panic!("one family a packet: {self:?}"),
+        }
+    }
+}
+
 enum Network {
     V4(Ipv4Header),
     V6(Ipv6Header),
+}
+
+impl Network {
+    fn octets(&self) -> Vec<u8> {
+        match self {
+            Self::V4(header) => header.to_bytes().to_vec(),
+            Self::V6(header) => header.to_bytes().to_vec(),
+        }
+    }
 }

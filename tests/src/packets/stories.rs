@@ -11,14 +11,16 @@ mod foreign;
 mod hops;
 mod local;
 mod malformed;
+mod migration;
 mod proof;
 mod remote;
 mod snat;
+mod tunnel;
 mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 12] = [
+    let subjects: [fn(Net) -> Vec<Story>; 14] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -31,6 +33,8 @@ pub fn all(net: Net) -> Vec<Story> {
         malformed::stories,
         clients::stories,
         errors::stories,
+        migration::stories,
+        tunnel::stories,
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }

@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 
-use vmlb_common::host::{Hook, Outcome};
+use vmlb_common::abi::Turned;
+use vmlb_common::family::{V4, V6};
+use vmlb_common::host::{Hook, HostFamily, Outcome};
 use vmlb_common::verdict::{Reason, Verdict};
 use vmlb_common::wire::Protocol;
 
@@ -53,6 +55,8 @@ pub enum Expect {
     Unanswered(Reason),
     /// Gone, for this reason.
     Dropped(Reason),
+    /// Gone, for this reason, after it was taken out of a tunnel's wrapping.
+    DroppedBare(Reason),
 }
 
 /// Which programs an uplink has.
@@ -86,6 +90,9 @@ enum Step {
     Pairs { half: (usize, usize), established: (usize, usize), size: Size },
     LoseHalfReplies,
     Inherit { protocol: Protocol, source: SocketAddr, destination: SocketAddr },
+    Turned { backend: u32, turned: Turned },
+    Arrivals(Vec<(u32, u32)>),
+    Tracked { client: SocketAddr, next: u32, acknowledged: u32 },
 }
 
 /// Whose tables a count holds for.
@@ -156,6 +163,23 @@ impl Story {
         self.steps.push(Step::Inherit { protocol, source, destination });
     }
 
+    /// A backend is at this side, has turned so often, and is expected at the other or not.
+    pub fn turned(&mut self, backend: u32, times: u8, expected: bool) {
+        let turned = (0..times).fold(Turned(0), |turned, _| turned.turned()).expecting(expected);
+        self.steps.push(Step::Turned { backend, turned });
+    }
+
+    /// The datapath has told of these arrivals since the last time: backends, and values of
+    /// [`vmlb_common::abi::ArrivalSign`].
+    pub fn arrivals(&mut self, arrivals: &[(u32, u32)]) {
+        self.steps.push(Step::Arrivals(arrivals.to_vec()));
+    }
+
+    /// What is remembered of the numbers in a client's last packet, by the client's end.
+    pub fn tracked(&mut self, client: SocketAddr, next: u32, acknowledged: u32) {
+        self.steps.push(Step::Tracked { client, next, acknowledged });
+    }
+
     /// An ageing pass.
     pub fn sweep(&mut self) {
         self.steps.push(Step::Sweep);
@@ -196,6 +220,19 @@ impl Story {
                     bench.inherit(*protocol, *source, *destination);
                 }
                 Step::LoseHalfReplies => bench.lose_half_replies(),
+                Step::Turned { backend, turned } => {
+                    let found = Turned(bench.node().turn_now(*backend).word);
+                    assert_eq!(found, *turned, "{place}: where backend {backend} is");
+                }
+                Step::Arrivals(expected) => {
+                    let told = bench.node().take_arrivals();
+                    let told: Vec<_> = told.iter().map(|arrival| (arrival.backend, arrival.sign)).collect();
+                    assert_eq!(told, *expected, "{place}: arrivals");
+                }
+                Step::Tracked { client, next, acknowledged } => {
+                    let found = numbers(bench, *client);
+                    assert_eq!(found, [(*next, *acknowledged)], "{place}: numbers of the flows of {client}");
+                }
                 Step::Pairs { size: Size::Host, .. } if !bench.has_host_sizes() => {}
                 Step::Change { change, .. } => bench.change(change),
                 Step::Age(seconds) => bench.age(*seconds),
@@ -220,6 +257,23 @@ impl Story {
         };
         self.steps.iter().filter_map(line).collect()
     }
+}
+
+/// What is remembered of the numbers in the last packet of each flow of a client.
+fn numbers(bench: &impl Bench, client: SocketAddr) -> Vec<(u32, u32)> {
+    let state = bench.state();
+    let v4 = state.v4.half.flows.into_iter().chain(state.v4.established.flows);
+    let v4 = v4.map(|(key, flow)| {
+        (SocketAddr::new(V4::to_ip(&key.client), key.client_port), flow.next, flow.acknowledged)
+    });
+    let v6 = state.v6.half.flows.into_iter().chain(state.v6.established.flows);
+    let v6 = v6.map(|(key, flow)| {
+        (SocketAddr::new(V6::to_ip(&key.client), key.client_port), flow.next, flow.acknowledged)
+    });
+    v4.chain(v6)
+        .filter(|found| found.0 == client)
+        .map(|(_, next, acknowledged)| (next, acknowledged))
+        .collect()
 }
 
 /// All stories, as told in one family.
@@ -304,6 +358,11 @@ impl Meeting {
             }
             Expect::Dropped(reason) | Expect::DroppedByTc(_, reason) => {
                 (Verdict::drop(*reason), octets.to_vec(), None)
+            }
+            // What it looks like then is nobody's concern.
+            Expect::DroppedBare(reason) => {
+                assert_ne!(seen.outcome.octets, octets, "{place}: still wrapped");
+                (Verdict::drop(*reason), seen.outcome.octets.clone(), None)
             }
         };
         let found = seen.outcome.verdict;

@@ -14,12 +14,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use vmlb_common::abi::{
     Backend, BackendFlags, ClientKey, Device, DeviceFlags, EligibleKey, Frontend, FrontendFlags, FrontendKey,
-    Gate, Pod, Role, Selection, Service, ServiceFlags, Target, TargetKey, Turn,
+    Gate, Pod, Role, Selection, Service, ServiceFlags, TagKey, Target, TargetKey, Tunnel, TunnelShape, Turn,
+    Turned,
 };
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Gateway, HostFamily, Routes, Socket};
 use vmlb_common::wire::Protocol;
 
+use super::frame::Shape;
 use super::records::{Addressed, Records};
 use crate::address::{self, Family};
 
@@ -66,6 +68,12 @@ pub const RANGED: u16 = 30026;
 pub const FIRST_SNAT_PORT: u16 = 61000;
 /// The last SNAT port.
 pub const LAST_SNAT_PORT: u16 = 61031;
+/// The port from which the agent probes, once [`World::probe`] says so.
+pub const PROBE_PORT: u16 = 61040;
+/// The port of the tunnel's UDP shape.
+pub const TUNNEL_PORT: u16 = 61041;
+/// The network of the tunnel's UDP shape.
+pub const TUNNEL_NETWORK: u32 = 0x0012_3456;
 
 /// MAC address of a neighbour.
 pub const fn neighbour(number: u8) -> [u8; 6] {
@@ -90,6 +98,11 @@ pub const SMALL_MTU: u16 = 1400;
 pub struct Net(pub Family);
 
 impl Net {
+    /// Those of the family of `address`.
+    pub const fn of(address: IpAddr) -> Self {
+        Self(if address.is_ipv4() { Family::V4 } else { Family::V6 })
+    }
+
     fn pick(self, v4: &str, v6: &str) -> IpAddr {
         match self.0 {
             Family::V4 => v4.parse(),
@@ -139,6 +152,23 @@ impl Net {
         address::pod(node, index).socket(self.0, TARGET_PORT)
     }
 
+    /// The node of a backend.
+    pub fn node_of(self, backend: u32) -> IpAddr {
+        match HOMES[backend as usize].0 {
+            0 => self.node(0).ip(),
+            1 => self.routers()[1].1,
+            2 => self.unknown_neighbour(),
+            3 => self.routers()[2].1,
+            4 => self.routers()[3].1,
+            index => address::node(index).of(self.0),
+        }
+    }
+
+    /// A second pod for a VM, number `index` of the node of `backend`.
+    pub fn pod_beside(self, backend: u32, index: u8) -> SocketAddr {
+        address::pod(HOMES[backend as usize].0, 50 + index).socket(self.0, TARGET_PORT)
+    }
+
     /// The clients that [`RANGED`] admits: numbers 0 to 63, and their prefix length.
     pub fn block(self) -> (IpAddr, u32) {
         match self.0 {
@@ -162,7 +192,7 @@ impl Net {
         SocketAddr::new(self.pick("100.64.0.77", "2001:db8:99::9"), port)
     }
 
-    fn routers(self) -> [(u32, IpAddr, u8); 7] {
+    fn routers(self) -> [(u32, IpAddr, u8); 8] {
         [
             (ETH0, self.pick("172.18.0.1", "fd00:18::1"), 1),
             (ETH0, self.pick("172.18.0.12", "fd00:18::12"), 12),
@@ -170,6 +200,7 @@ impl Net {
             (ETH2, self.pick("172.20.0.15", "fd00:20::15"), 15),
             (POD1, self.pod(1).ip(), 101),
             (POD2, self.pod(8).ip(), 108),
+            (POD2, self.pod_beside(8, 0).ip(), 109),
             (OTHER0, self.pick("172.21.0.9", "fd00:21::9"), 9),
         ]
     }
@@ -181,7 +212,8 @@ impl Net {
 
     /// Networks, prefix lengths, gateways and devices.
     pub fn routes(self) -> Vec<(IpAddr, u32, Option<IpAddr>, u32)> {
-        let [router, node2, fourth, fifth, pod1, pod2, other] = self.routers().map(|(_, address, _)| address);
+        let [router, node2, fourth, fifth, pod1, pod2, pod3, other] =
+            self.routers().map(|(_, address, _)| address);
         let (subnet, host) = match self.0 {
             Family::V4 => (24, 32),
             Family::V6 => (64, 128),
@@ -196,6 +228,7 @@ impl Net {
             (network(other), subnet, None, OTHER0),
             (pod1, host, None, POD1),
             (pod2, host, None, POD2),
+            (pod3, host, None, POD2),
             (network(pods(1)), subnet, Some(node2), ETH0),
             (network(pods(2)), subnet, Some(self.unknown_neighbour()), ETH0),
             (network(pods(3)), subnet, Some(fourth), ETH1),
@@ -376,6 +409,78 @@ impl World {
         }
     }
 
+    /// The VM of a backend may show itself in this pod too, from now on; on the node of `beside`.
+    pub fn expect(&mut self, id: u32, pod: SocketAddr, beside: u32) {
+        let side = self.turned(id).side() ^ 1;
+        self.add_endpoint(id, side, pod, beside);
+        self.set_expected(id, true);
+    }
+
+    /// The VM of a backend is expected at its other endpoint, or not.
+    pub fn set_expected(&mut self, id: u32, yes: bool) {
+        let word = self.turned(id).expecting(yes).0;
+        self.records.turns.entry(id).or_default().word = word;
+    }
+
+    /// The agent turns a backend to its other endpoint.
+    pub fn turn(&mut self, id: u32) {
+        let word = self.turned(id).turned().0;
+        self.records.turns.entry(id).or_default().word = word;
+    }
+
+    fn turned(&self, id: u32) -> Turned {
+        Turned(self.records.turns.get(&id).map_or(0, |turn| turn.word))
+    }
+
+    /// Writes an endpoint of a backend, on the node of `beside`.
+    fn add_endpoint(&mut self, id: u32, side: u32, pod: SocketAddr, beside: u32) {
+        let node = Net::of(pod.ip()).node_of(beside);
+        match pod.ip() {
+            IpAddr::V4(_) => add_endpoint::<V4>(&mut self.records.v4, Turn::place(id, side), pod.ip(), node),
+            IpAddr::V6(_) => add_endpoint::<V6>(&mut self.records.v6, Turn::place(id, side), pod.ip(), node),
+        }
+        self.records.open(Gate::LOCAL_PODS, gate_bit(pod.ip()));
+    }
+
+    /// The pod at a backend's other endpoint is no more.
+    pub fn forget_other(&mut self, id: u32) {
+        let side = self.turned(id).side() ^ 1;
+        self.set_expected(id, false);
+        self.records.v4.backends.remove(&Turn::place(id, side));
+        self.records.v6.backends.remove(&Turn::place(id, side));
+        self.records.v4.pods.retain(|_, pod| *pod != Pod { backend: id, side });
+        self.records.v6.pods.retain(|_, pod| *pod != Pod { backend: id, side });
+    }
+
+    /// A backend's pod gets this address, which another has had.
+    pub fn give_address(&mut self, id: u32, pod: SocketAddr) {
+        let side = self.turned(id).side();
+        self.add_endpoint(id, side, pod, id);
+    }
+
+    /// The agent probes from [`PROBE_PORT`].
+    pub fn probe(&mut self) {
+        self.records.settings.probe_port = PROBE_PORT;
+        self.records.open(Gate::SNAT_PORTS, PROBE_PORT);
+    }
+
+    /// Nodes have a tunnel of this shape between them, replies come back by it always (1) or once (0), and all services
+    /// keep their clients' addresses.
+    pub fn tunnel(&mut self, shape: Shape, returns: u8) {
+        let shape = if shape == Shape::Ip { TunnelShape::IP } else { TunnelShape::UDP };
+        self.records.settings.tunnel = Tunnel { shape, returns, port: TUNNEL_PORT, network: TUNNEL_NETWORK };
+        self.records.open(Gate::SNAT_PORTS, TUNNEL_PORT);
+        for (&id, service) in &mut self.records.services {
+            service.flags |= ServiceFlags::DSR;
+            let slots = (service.selection.offset..).take(service.selection.size as usize);
+            for target in slots.filter_map(|slot| self.records.slots.get(&slot)) {
+                self.records.tags.insert(TagKey { service: id, tag: tag(target.backend) }, *target);
+            }
+        }
+        self.records.v4.join_nodes::<V4>(Net(Family::V4));
+        self.records.v6.join_nodes::<V6>(Net(Family::V6));
+    }
+
     /// The FIB of this world.
     pub fn fib(&self) -> Routes {
         let mut routes = Routes::default();
@@ -393,6 +498,32 @@ impl World {
         self.silent.iter().for_each(|device| routes.stop_forwarding(*device));
         routes
     }
+}
+
+impl<A: vmlb_common::family::Address + Ord> Addressed<A> {
+    /// Node addresses, those of backends' nodes, and the node ports of other nodes.
+    fn join_nodes<F: HostFamily<Address = A>>(&mut self, net: Net) {
+        let address = |ip: IpAddr| F::from_ip(ip).unwrap_or_default();
+        for id in PRESENT {
+            self.nodes.insert(address(net.node_of(id)));
+        }
+        for (&place, backend) in &mut self.backends {
+            let id = place / 2;
+            backend.tag = tag(id);
+            if backend.node == F::Address::default() {
+                backend.node = address(net.node_of(id));
+            }
+        }
+        let any = F::Address::default();
+        let ports =
+            self.frontends.iter().map(|(key, frontend)| (FrontendKey { address: any, ..*key }, *frontend));
+        self.frontends.extend(ports.collect::<Vec<_>>());
+    }
+}
+
+/// The tag of a backend.
+pub const fn tag(backend: u32) -> u32 {
+    0x2a00 + backend
 }
 
 /// The service of a frontend's port.
@@ -435,6 +566,25 @@ fn add_backends<F: HostFamily>(tables: &mut Addressed<F::Address>, net: Net) {
         tables.backends.insert(Turn::place(id, 0), backend);
         tables.pods.insert(address, Pod { backend: id, side: 0 });
     }
+}
+
+fn add_endpoint<F: HostFamily>(tables: &mut Addressed<F::Address>, place: u32, pod: IpAddr, node: IpAddr) {
+    let net = Net::of(pod);
+    let address = F::from_ip(pod).unwrap_or_default();
+    let here = if node == net.node(0).ip() { BackendFlags::LOCAL } else { 0 };
+    let revision = tables.backends.get(&place).map_or(1, |backend| backend.revision + 1);
+    let id = place / 2;
+    let backend = Backend {
+        flags: BackendFlags::PRESENT | here,
+        revision,
+        address,
+        node: F::from_ip(node).unwrap_or_default(),
+        tag: tag(id),
+    };
+    tables.backends.insert(place, backend);
+    let whose = Pod { backend: id, side: place % 2 };
+    tables.pods.retain(|_, pod| *pod != whose);
+    tables.pods.insert(address, whose);
 }
 
 fn rehome<F: HostFamily>(tables: &mut Addressed<F::Address>, id: u32, pod: IpAddr) {

@@ -6,7 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vmlb_common::abi::{Delivery, Flow, FlowKey, Hop, Traffic};
+use vmlb_common::abi::{Delivery, Flow, FlowKey, Hop, Traffic, Turn};
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Hook, Node, Outcome, Socket};
 use vmlb_common::kernel::{Kernel as _, Stage};
@@ -54,6 +54,7 @@ pub(crate) struct Compared {
     pub(crate) outcome: Outcome,
     pub(crate) counted: Vec<Reason>,
     pub(crate) promoted: bool,
+    pub(crate) turned: bool,
 }
 
 impl<'a> Both<'a> {
@@ -160,6 +161,12 @@ impl<'a> Both<'a> {
         F::maps_mut(&mut self.kernel).write(to)
     }
 
+    /// Writes on both sides where backends are.
+    pub(crate) fn set_turns(&mut self, to: &BTreeMap<u32, Turn>) -> Result<()> {
+        to.iter().for_each(|(id, turn)| self.host.node.set_turn(*id, *turn));
+        self.kernel.set_turns(to)
+    }
+
     /// Gives a frame to both, and compares everything.
     pub(crate) fn compare<F: KernelFamily>(
         &mut self,
@@ -169,6 +176,7 @@ impl<'a> Both<'a> {
     ) -> Result<Compared> {
         let before = (Tally::of(&self.host.node), self.kernel.reasons()?);
         let established = self.host.node.count_pairs::<F>(Stage::Established).0;
+        let turns = self.kernel.turns()?;
         self.set_clock();
         let outcome = self.host.receive(hook, device, frame);
         let done = self.kernel.run(hook, device, frame)?;
@@ -193,10 +201,12 @@ impl<'a> Both<'a> {
         let in_kernel: Vec<Reason> =
             pairs.filter(|((after, before), _)| after > before).map(|(_, reason)| *reason).collect();
         ensure!(in_kernel == counted, "reasons: kernel {in_kernel:?}, host {counted:?}; {words}");
-        self.compare_flows::<F>().context(words)?;
+        self.compare_flows::<F>().context(words.clone())?;
+        self.compare_turns().context(words)?;
         self.packets += 1;
         let promoted = self.host.node.count_pairs::<F>(Stage::Established).0 > established;
-        Ok(Compared { outcome, counted, promoted })
+        let turned = self.kernel.turns()? != turns;
+        Ok(Compared { outcome, counted, promoted, turned })
     }
 
     /// One ageing pass on both sides; how many entries went.
@@ -232,11 +242,16 @@ impl<'a> Both<'a> {
                 reply
             })?;
         }
-        alike("next hops", &host.hops, &kernel.hops, |hop, like| {
-            let mut hop: Hop = *hop;
-            settle(&mut hop.filled, like.filled);
-            hop
-        })?;
+        for (what, host, kernel) in [
+            ("next hops", &host.hops, &kernel.hops),
+            ("next hops of the tunnel", &host.tunnel_hops, &kernel.tunnel_hops),
+        ] {
+            alike(what, host, kernel, |hop, like| {
+                let mut hop: Hop = *hop;
+                settle(&mut hop.filled, like.filled);
+                hop
+            })?;
+        }
         for (what, host, kernel) in [
             ("new affinity", &host.new_affinity, &kernel.new_affinity),
             ("affinity", &host.affinity, &kernel.affinity),
@@ -252,6 +267,15 @@ impl<'a> Both<'a> {
             settle(&mut entry.seen, like.seen);
             entry
         })
+    }
+
+    /// Where backends are: what the kernel has turned the host has, and nothing else.
+    fn compare_turns(&self) -> Result<()> {
+        for (id, kernel) in self.kernel.turns()?.into_iter().enumerate() {
+            let host = self.host.node.turn_now(u32::try_from(id)?).word;
+            ensure!(kernel == host, "turn of backend {id}: kernel {kernel:#x}, host {host:#x}");
+        }
+        Ok(())
     }
 
     fn compare_traffic(&self) -> Result<()> {

@@ -1,22 +1,24 @@
 //! Random pairs of packet and tables that mean something: most packets belong to a flow that is there, and every flow is
 //! in some state that real ones reach, or is damaged as eviction and other agents' errors damage it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use vmlb_common::abi::{
     Affinity, ClientKey, Delivery, Flow, FlowKey, Hop, Inherited, Life, Reply, ReplyKey, Seen, Target,
-    WireKey,
+    TunnelShape, Turn, Turned, WireKey,
 };
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Address;
 use vmlb_common::host::{Hook, HostFamily};
 use vmlb_common::wire::Protocol;
+use vmlb_tests::address::Family;
 use vmlb_tests::packets::bench::Flows;
-use vmlb_tests::packets::frame::{Frame, Says, between, icmp, tcp, udp};
+use vmlb_tests::packets::frame::{Frame, Says, Shape, Wrapping, between, icmp, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::world::{
-    EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, RANGED, STICKY, TARGET_PORT, World,
-    neighbour, own, service_id,
+    EMPTY, EMPTY_LOCAL, ETH0, ETH1, ETH2, LOCAL, MANY, Net, OTHER0, POD1, PROBE_PORT, RANGED, STICKY,
+    TARGET_PORT, World, neighbour, own, service_id, tag,
 };
 
 use super::kernel::CAPACITIES;
@@ -40,7 +42,7 @@ const fn scene(name: &'static str, change: fn(&mut World)) -> Scene {
 }
 
 /// All of them.
-pub(crate) const SCENES: [Scene; 12] = [
+pub(crate) const SCENES: [Scene; 16] = [
     scene("as stories begin", |_| {}),
     scene("backends 1 and 2 are gone", |world| {
         world.remove_backend(1);
@@ -71,8 +73,38 @@ pub(crate) const SCENES: [Scene; 12] = [
     }),
     scene("answers are the stack's", |world| world.records.settings.reject_rate = 0),
     scene("no settings", |world| world.records.settings.version = 0),
+    scene("migrations", migrate),
+    scene("migrations, and a tunnel in IP", |world| {
+        world.tunnel(Shape::Ip, 0);
+        migrate(world);
+    }),
+    scene("migrations, and a tunnel in UDP", |world| {
+        world.tunnel(Shape::Udp, 0);
+        migrate(world);
+    }),
+    scene("a tunnel by which replies go back", |world| world.tunnel(Shape::Ip, 1)),
     Scene { name: "full tables", change: |_| {}, filling: Filling::Full },
 ];
+
+/// Some VMs have a second pod, on another node and on this one.
+fn migrate(world: &mut World) {
+    world.probe();
+    for net in [Net(Family::V4), Net(Family::V6)] {
+        for (id, pod, beside) in seconds(net) {
+            world.expect(id, pod, beside);
+        }
+    }
+}
+
+/// Second pods: of which backend, and next to which.
+fn seconds(net: Net) -> [(u32, SocketAddr, u32); 4] {
+    [
+        (1, net.pod_beside(2, 0), 2),
+        (2, net.pod_beside(5, 0), 5),
+        (5, net.pod_beside(8, 0), 8),
+        (8, net.pod_beside(5, 1), 5),
+    ]
+}
 
 /// A frame at a hook, and what flows have left before.
 pub(crate) struct Pair<F: HostFamily> {
@@ -80,6 +112,7 @@ pub(crate) struct Pair<F: HostFamily> {
     pub(crate) device: u32,
     pub(crate) frame: Vec<u8>,
     pub(crate) flows: Flows<F::Address>,
+    pub(crate) turns: BTreeMap<u32, Turn>,
 }
 
 /// Client and frontend of a packet, and where its flow leads.
@@ -103,13 +136,16 @@ pub(crate) fn pair<F: HostFamily>(
     let mut flows = Flows::default();
     let mut known = Vec::new();
     for _ in 0..random.below(6) {
-        let ends = ends(net, random);
+        let ends = ends(world, net, random);
         let sequence = add_flow::<F>(&mut flows, &ends, world, now, random);
         known.push((ends, sequence));
     }
     for id in [1, 2, 3, 4, 5, 8] {
         if random.once_in(2) {
             flows.hops.insert(id, hop(world, 1, now, random));
+        }
+        if random.once_in(2) {
+            flows.tunnel_hops.insert(id, hop(world, 1, now, random));
         }
     }
     for (ends, _) in known.iter().filter(|(ends, _)| ends.frontend.port() == STICKY) {
@@ -119,15 +155,27 @@ pub(crate) fn pair<F: HostFamily>(
         fill::<F>(&mut flows, net, now);
     }
     let hook = random.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Pod]);
-    let (frame, device) = packet(&known, net, hook, random);
+    let (frame, device) = packet(&known, world, net, hook, random);
     if world.records.settings.inherited != 0 && random.once_in(2) {
         inherit::<F>(&mut flows, &frame, now);
     }
     let octets = damaged(hook, frame.octets(), random);
-    Pair { hook, device, frame: octets, flows }
+    Pair { hook, device, frame: octets, flows, turns: turns(world, random) }
 }
 
-fn ends(net: Net, random: &mut Random) -> Ends {
+/// Where backends are: at either of their endpoints, the other expected or not.
+fn turns(world: &World, random: &mut Random) -> BTreeMap<u32, Turn> {
+    let mut turns = BTreeMap::new();
+    for &id in world.records.turns.keys() {
+        let times = random.pick(&[0, 0, 1, 1, 2, 255, 256]);
+        let turned = (0..times).fold(Turned(0), |turned, _| turned.turned());
+        let word = turned.expecting(random.once_in(2)).0;
+        turns.insert(id, Turn { word, ..Turn::default() });
+    }
+    turns
+}
+
+fn ends(world: &World, net: Net, random: &mut Random) -> Ends {
     let port = random.pick(&[61001, 61002, 61003, 40000]);
     // Number 90 is outside the range of RANGED.
     let number = random.pick(&[0, 1, 2, 90]);
@@ -170,6 +218,7 @@ fn ends(net: Net, random: &mut Random) -> Ends {
         0 => Delivery(random.octet() % 5),
         1..=3 if here => Delivery::SNAT,
         _ if here => Delivery::KEPT,
+        _ if world.records.settings.tunnel.shape != 0 && !random.once_in(4) => Delivery::KEPT,
         _ => Delivery::SNAT,
     };
     let snat = random.pick(&[61000, 61001, 61002, 61003]);
@@ -215,6 +264,7 @@ fn add_flow<F: HostFamily>(
         Seen::BACKEND_FIN | Seen::BACKEND_FIRST,
         Seen::BACKEND_FIN | Seen::BACKEND_FIRST | Seen::CLIENT_FIN,
         Seen::ANSWERED | Seen::CLIENT_FIN | Seen::BACKEND_FIN,
+        Seen::ANSWERED | Seen::HEARD,
         Seen::RST,
     ]);
     let life = random.pick(&[
@@ -236,7 +286,7 @@ fn add_flow<F: HostFamily>(
         peer_port: ends.peer.port(),
         target_port: TARGET_PORT,
         delivery: ends.delivery,
-        turn: 0,
+        turn: random.pick(&[0, 0, 0, 1, 255]),
         address_sum,
         next: random.word(),
         acknowledged: 0,
@@ -251,7 +301,12 @@ fn add_flow<F: HostFamily>(
         pad: 0,
         address_sum,
         hop: hop(world, 0, now, random),
-        via: F::Address::default(),
+        via: if world.records.settings.tunnel.shape != 0 && random.once_in(2) {
+            let net = Net::of(ends.client.ip());
+            F::from_ip(net.node_of(random.pick(&[2, 3, 5]))).unwrap_or_default()
+        } else {
+            F::Address::default()
+        },
     };
     if random.once_in(12) {
         reply.flow.client_port ^= 1;
@@ -301,7 +356,7 @@ fn ago(world: &World, now: u32, random: &mut Random) -> u32 {
 /// A cached next hop: empty, of this generation for either hook, of an older one, or too old.
 fn hop(world: &World, revision: u32, now: u32, random: &mut Random) -> Hop {
     let settings = &world.records.settings;
-    let stamp = settings.generation + revision;
+    let stamp = (settings.generation + revision) * 2;
     let stamp = random.pick(&[0, stamp, stamp, stamp | 1 << 31, stamp | 1 << 31, stamp + 1]);
     if stamp == 0 {
         return Hop::default();
@@ -360,18 +415,22 @@ fn inherit<F: HostFamily>(flows: &mut Flows<F::Address>, frame: &Frame, now: u32
 }
 
 /// A packet, mostly of one of the flows, and the device it crosses.
-fn packet(known: &[(Ends, u32)], net: Net, hook: Hook, random: &mut Random) -> (Frame, u32) {
+fn packet(known: &[(Ends, u32)], world: &World, net: Net, hook: Hook, random: &mut Random) -> (Frame, u32) {
     let uplink = random.pick(&[ETH0, ETH0, ETH0, ETH1, ETH2]);
     let device = if hook == Hook::Pod { random.pick(&[POD1, POD1, OTHER0]) } else { uplink };
-    let fresh = (ends(net, random), random.word());
+    let fresh = (ends(world, net, random), random.word());
     let fitting: Vec<&(Ends, u32)> = known.iter().filter(|(ends, _)| fits(hook, ends.delivery)).collect();
     let (ends, sequence) =
         if fitting.is_empty() || random.once_in(5) { &fresh } else { fitting[random.below(fitting.len())] };
     let is_reply = matches!(hook, Hook::Egress | Hook::Pod) || random.once_in(3);
+    let wrapping = wrapping(world, net, hook, ends.backend, is_reply, random);
+    let pod = pod_of(world, net, ends.backend, random);
     let (source, destination) = match random.below(30) {
         0 => (net.stranger(random.short().max(1)), net.node(random.short().max(1))),
         1 => (net.pod(random.pick(&[1, 2, 5, 8])), net.node(random.pick(&[61000, 61005, 61031]))),
-        _ if is_reply => (net.pod(ends.backend), ends.peer),
+        2 if is_reply && world.records.settings.probe_port != 0 => (pod, net.node(PROBE_PORT)),
+        _ if is_reply && wrapping.is_some() => (ends.frontend, ends.client),
+        _ if is_reply => (pod, ends.peer),
         _ => (ends.client, ends.frontend),
     };
     let udp_or_tcp = if ends.protocol == Protocol::UDP { udp } else { tcp };
@@ -383,7 +442,52 @@ fn packet(known: &[(Ends, u32)], net: Net, hook: Hook, random: &mut Random) -> (
     let frame = if random.once_in(12) { frame.without_sum() } else { frame };
     let frame = if random.once_in(4) { frame.cuttable() } else { frame };
     let frame = if random.once_in(8) { about(frame, net, random) } else { frame };
-    (frame, device)
+    (
+        match wrapping {
+            Some(wrapping) => frame.wrapped(wrapping),
+            None => frame,
+        },
+        device,
+    )
+}
+
+/// One of the backend's pods.
+fn pod_of(world: &World, net: Net, backend: u32, random: &mut Random) -> SocketAddr {
+    let second = seconds(net).into_iter().find(|second| second.0 == backend);
+    match second {
+        Some((id, pod, _)) if world.records.turns.contains_key(&id) && random.once_in(2) => pod,
+        _ => net.pod(backend),
+    }
+}
+
+/// Half of the packets from the wire come by the tunnel, where there is one, and most of those say what is so.
+fn wrapping(
+    world: &World,
+    net: Net,
+    hook: Hook,
+    backend: u32,
+    is_reply: bool,
+    random: &mut Random,
+) -> Option<Wrapping> {
+    let shape = match world.records.settings.tunnel.shape {
+        TunnelShape::IP => Shape::Ip,
+        TunnelShape::UDP => Shape::Udp,
+        _ => return None,
+    };
+    if !matches!(hook, Hook::Xdp | Hook::Ingress) || random.once_in(2) {
+        return None;
+    }
+    let proved = random.pick(&[0, 0x8000]);
+    let mark = match random.below(12) {
+        0 => random.short(),
+        1 => tag(random.pick(&[1, 2, 5, 8])) as u16,
+        _ if is_reply => 0,
+        _ => tag(backend) as u16 | proved,
+    };
+    let strangers = net.stranger(0).ip();
+    let (two, five) = (net.node_of(2), net.node_of(5));
+    let from = random.pick(&[two, two, two, two, five, five, strangers]);
+    Some(Wrapping { shape, from, to: net.node(0).ip(), mark })
 }
 
 /// An error about the packet that would be the answer to this one, as somebody on its way back would send it.

@@ -72,7 +72,36 @@ pub(crate) struct Side<A> {
     ranges: PinnedMap<RangeKey<A>, u32>,
     new_affinity: PinnedMap<ClientKey<A>, Affinity>,
     affinity: PinnedMap<ClientKey<A>, Affinity>,
-    hops: PerCpuArray<MapData, [u8; size_of::<Hop>()]>,
+    hops: Hops,
+    tunnel_hops: Hops,
+}
+
+/// Cached next hops by backend, one a CPU.
+struct Hops(PerCpuArray<MapData, [u8; size_of::<Hop>()]>);
+
+impl Hops {
+    fn open(root: &PinRoot, name: &str) -> Result<Self> {
+        Ok(Self(Map::PerCpuArray(MapData::from_pin(root.map(name))?).try_into()?))
+    }
+
+    /// Those of `cpu`.
+    fn read(&self, cpu: usize) -> Result<BTreeMap<u32, Hop>> {
+        let of = |id| -> Result<(u32, Hop)> {
+            let values = self.0.get(&id, 0)?;
+            Ok((id, hop(values.get(cpu).context("a value of this CPU")?)))
+        };
+        PRESENT.into_iter().map(of).collect()
+    }
+
+    /// The same on all CPUs.
+    fn write(&mut self, to: &BTreeMap<u32, Hop>) -> Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::from(error).context(path))?;
+        for id in PRESENT {
+            let hop = octets(&to.get(&id).copied().unwrap_or_default());
+            self.0.set(id, PerCpuValues::try_from(vec![hop; cpus])?, 0)?;
+        }
+        Ok(())
+    }
 }
 
 struct Stage<A> {
@@ -114,7 +143,6 @@ where
     FrontendKey<A>: Plain,
 {
     fn open(root: &PinRoot, family: usize) -> Result<Self> {
-        let hops = Map::PerCpuArray(MapData::from_pin(root.map(names::HOPS[family]))?);
         Ok(Self {
             frontends: PinnedMap::open(root, names::FRONTENDS[family])?,
             backends: PinnedMap::open(root, names::BACKENDS[family])?,
@@ -126,7 +154,8 @@ where
             ranges: PinnedMap::open(root, names::RANGES[family])?,
             new_affinity: PinnedMap::open(root, names::NEW_AFFINITY[family])?,
             affinity: PinnedMap::open(root, names::AFFINITY[family])?,
-            hops: hops.try_into()?,
+            hops: Hops::open(root, names::HOPS[family])?,
+            tunnel_hops: Hops::open(root, names::TUNNEL_HOPS[family])?,
         })
     }
 
@@ -147,18 +176,14 @@ where
 impl<A: Address + Plain + Ord> Side<A> {
     /// What flows have left; per-CPU values are those of `cpu`.
     pub(crate) fn read(&self, cpu: usize) -> Result<Flows<A>> {
-        // The kernel pads per-CPU values to eight octets, of which aya knows.
-        let hop = |id| -> Result<(u32, Hop)> {
-            let values = self.hops.get(&id, 0)?;
-            Ok((id, hop(values.get(cpu).context("a value of this CPU")?)))
-        };
         Ok(Flows {
             half: self.half.read()?,
             established: self.established.read()?,
             new_affinity: self.new_affinity.all()?.into_iter().collect(),
             affinity: self.affinity.all()?.into_iter().collect(),
             inherited: self.inherited.all()?.into_iter().collect(),
-            hops: PRESENT.into_iter().map(hop).collect::<Result<_>>()?,
+            hops: self.hops.read(cpu)?,
+            tunnel_hops: self.tunnel_hops.read(cpu)?,
         })
     }
 
@@ -168,13 +193,8 @@ impl<A: Address + Plain + Ord> Side<A> {
         replace(&self.new_affinity, &to.new_affinity)?;
         replace(&self.affinity, &to.affinity)?;
         replace(&self.inherited, &to.inherited)?;
-        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::from(error).context(path))?;
-        for id in PRESENT {
-            let hop = octets(&to.hops.get(&id).copied().unwrap_or_default());
-            let values = PerCpuValues::try_from(vec![hop; cpus])?;
-            self.hops.set(id, values, 0)?;
-        }
-        Ok(())
+        self.hops.write(&to.hops)?;
+        self.tunnel_hops.write(&to.tunnel_hops)
     }
 }
 
@@ -295,9 +315,7 @@ impl Kernel {
         let targets = records.targets.iter().map(|target| (*target, 1)).collect();
         replace(&self.targets, &targets)?;
         replace(&self.eligible, &records.eligible.iter().map(|target| (*target, 1)).collect())?;
-        for id in 0..16 {
-            self.turns.put(&id, &records.turns.get(&id).copied().unwrap_or_default())?;
-        }
+        self.set_turns(&records.turns)?;
         replace(&self.tags, &records.tags)?;
         self.v4.install(&records.v4)?;
         self.v6.install(&records.v6)
@@ -348,6 +366,11 @@ impl Kernel {
             }
         }
         Ok(counts)
+    }
+
+    /// Writes where the world's backends are.
+    pub(crate) fn set_turns(&self, to: &BTreeMap<u32, Turn>) -> Result<()> {
+        (0..16).try_for_each(|id| self.turns.put(&id, &to.get(&id).copied().unwrap_or_default()))
     }
 
     /// Where the world's backends are.

@@ -1,8 +1,9 @@
 //! The node's network as the agent drives it: programs on uplinks and on pods' devices, next hops kept fresh, and the facts
 //! that the control plane works from.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use aya::Ebpf;
@@ -43,9 +44,10 @@ pub struct Network {
     uplinks: BTreeMap<u32, Attached>,
     without_metadata: WithoutMetadata,
     pods: PodSides,
-    routes: BTreeMap<IpAddr, Option<Route>>,
+    /// To backends. Those of one node share a route, and most nodes are the others.
+    routes: HashMap<IpAddr, Option<Arc<Route>>>,
     default_routes: Option<Vec<Route>>,
-    backends: Places,
+    backends: Arc<Places>,
     started: bool,
     missing: BTreeSet<String>,
     told_of_none: bool,
@@ -73,9 +75,9 @@ impl Network {
             uplinks: BTreeMap::new(),
             without_metadata: WithoutMetadata::default(),
             pods: PodSides::default(),
-            routes: BTreeMap::new(),
+            routes: HashMap::new(),
             default_routes: None,
-            backends: BTreeSet::new(),
+            backends: Arc::default(),
             started: false,
             missing: BTreeSet::new(),
             told_of_none: false,
@@ -151,7 +153,7 @@ impl Network {
     /// Whether the backends are others than those of the last [`Network::refresh`].
     #[must_use]
     pub fn wants(&self, backends: &Places) -> bool {
-        *backends != self.backends
+        *backends != *self.backends
     }
 
     /// Puts programs on every device that needs them, looks after next hops, and says what there is. Devices that need
@@ -162,7 +164,7 @@ impl Network {
     pub async fn refresh(
         &mut self,
         ebpf: &mut Ebpf,
-        backends: Places,
+        backends: Arc<Places>,
         internal: &[IpAddr],
         snat: &mut Snat,
     ) -> anyhow::Result<NodeFacts> {
@@ -192,7 +194,7 @@ impl Network {
     }
 
     /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.
-    pub async fn look_up(&mut self, backends: Places) {
+    pub async fn look_up(&mut self, backends: Arc<Places>) {
         self.backends = backends;
         self.look_up_routes().await;
     }
@@ -210,12 +212,17 @@ impl Network {
                 .next()
                 .is_some_and(|(found, _)| found == address)
         });
-        for (address, _) in &self.backends {
+        let mut known: HashSet<Arc<Route>> = self.routes.values().flatten().cloned().collect();
+        for (address, _) in self.backends.iter() {
             if self.routes.contains_key(address) {
                 continue;
             }
             match self.netlink.route(*address).await {
-                Ok(route) => drop(self.routes.insert(*address, route)),
+                Ok(route) => {
+                    let route = route.map(|route| known.get(&route).cloned().unwrap_or_else(|| route.into()));
+                    known.extend(route.clone());
+                    self.routes.insert(*address, route);
+                }
                 Err(error) => tracing::warn!("{error:#}"),
             }
         }
@@ -294,7 +301,7 @@ impl Network {
         let gateways =
             self.default_routes.iter().flatten().filter(on_uplink).filter(|route| route.by_gateway);
         let mut hops: BTreeSet<NextHop> = gateways.map(hop).collect();
-        for (address, place) in &self.backends {
+        for (address, place) in self.backends.iter() {
             let Some(Some(route)) = self.routes.get(address) else { continue };
             if self.uplinks.contains_key(&route.ifindex) {
                 if *place == Whereabouts::Elsewhere {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use aya::maps::MapData;
 
-use super::{Plain, Span, delete, lookup, update, update_batch, walk};
+use super::{MAPPABLE, Plain, Span, delete, lookup, memory, update, update_batch, walk};
 use crate::pins::PinRoot;
 
 mod put;
@@ -19,6 +19,7 @@ pub struct PinnedMap<K, V> {
     name: &'static str,
     data: MapData,
     entries: u32,
+    is_mappable: bool,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -41,7 +42,8 @@ impl<K: Plain + std::fmt::Debug, V: Plain> PinnedMap<K, V> {
             size_of::<K>(),
             size_of::<V>()
         );
-        Ok(Self { name, entries: info.max_entries(), data, types: PhantomData })
+        let is_mappable = info.map_flags() & MAPPABLE != 0;
+        Ok(Self { name, entries: info.max_entries(), is_mappable, data, types: PhantomData })
     }
 
     /// How many entries the map was made for.
@@ -189,6 +191,10 @@ impl<V: Plain> PinnedMap<u32, V> {
         let end = end.with_context(|| {
             format!("{count} entries from {first} do not fit into map {} of {}", self.name, self.entries)
         })?;
+        if self.is_mappable {
+            return memory::store(self.fd(), first, values)
+                .with_context(|| format!("cannot write {count} entries of map {} from {first}", self.name));
+        }
         let keys: Vec<u32> = (first..end).collect();
         let written = update_batch(self.fd(), &keys, values)
             .with_context(|| format!("cannot write {count} entries of map {} from {first}", self.name))?;

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointPort, EndpointSlice as Raw};
 
 use super::{Decoded, Findings, annotation, label, shorten};
-use crate::index::slice::{Endpoint, Family, PodTarget, Slice, SlicePort};
+use crate::index::slice::{Endpoint, Family, Hints, PodTarget, Slice, SlicePort};
 use crate::index::{Entry, text};
 use crate::object::Name;
 
@@ -97,14 +97,17 @@ fn endpoint(
     let hints = raw.hints.as_ref();
     let nodes = hints.and_then(|hints| hints.for_nodes.as_ref()).into_iter().flatten();
     let zones = hints.and_then(|hints| hints.for_zones.as_ref()).into_iter().flatten();
+    let hints = Hints {
+        nodes: nodes.map(|node| text(&node.name)).collect(),
+        zones: zones.map(|zone| text(&zone.name)).collect(),
+    };
     Some(Endpoint {
         address,
         ready,
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: shared(raw.node_name.as_deref()),
-        node_hints: nodes.map(|node| text(&node.name)).collect(),
-        zone_hints: zones.map(|zone| text(&zone.name)).collect(),
+        hints: Some(hints).filter(|hints| *hints != Hints::default()).map(Box::new),
         pod: pod(raw, slice),
     })
 }

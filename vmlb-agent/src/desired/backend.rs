@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Here;
 use super::service::Listing;
+use crate::few::Few;
 use crate::identity::Identity;
 use crate::index::pod::{Hosts, Pod};
 use crate::index::{Index, Other};
@@ -26,7 +27,7 @@ pub struct BackendView {
     /// Where else it may answer from: the other side of a migration.
     pub other: Option<Box<Beside>>,
     /// Every address it may answer from.
-    pub claims: Vec<(IpAddr, AddressClaim)>,
+    pub claims: Few<IpAddr, AddressClaim>,
 }
 
 /// Where a backend is, or may be.
@@ -37,7 +38,7 @@ pub struct End {
     /// Whether that is this node.
     pub is_local: bool,
     /// At most one address of each family.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Few<IpAddr>,
     /// The addresses of its node.
     pub hosts: Hosts,
 }
@@ -121,7 +122,7 @@ fn end(index: &Index, here: &Here, pod: Option<&Pod>, listings: &[&Listing]) -> 
     };
     let is_local = node.as_deref() == Some(&*here.node);
     let hosts = index.hosts(node.as_deref()).or(pod.map_or(Hosts::default(), |pod| pod.hosts));
-    End { node, is_local, addresses, hosts }
+    End { node, is_local, addresses: addresses.into_iter().collect(), hosts }
 }
 
 /// One address a family: what the slices list for the pod where the VM runs, else what the pod says, else, of a backend
@@ -146,7 +147,6 @@ fn addresses(pod: Option<&Pod>, listings: &[&Listing]) -> Vec<IpAddr> {
         let others: Vec<&Listing> = listings.to_vec();
         return addresses(None, &others);
     }
-    found.shrink_to_fit();
     found
 }
 
@@ -156,13 +156,13 @@ fn claims(
     here: &Here,
     identity: &Identity,
     listings: &[&Listing],
-) -> Vec<(IpAddr, AddressClaim)> {
-    let mut claims: Vec<(IpAddr, AddressClaim)> = Vec::new();
+) -> Few<IpAddr, AddressClaim> {
+    let mut claims = Few::default();
     let mut add = |address: IpAddr, created: Option<i64>, node: Option<&str>, is_former: bool| {
-        if claims.iter().all(|(known, _)| *known != address) {
+        if claims.get(&address).is_none() {
             let is_local = node == Some(&*here.node);
             let identity = identity.clone();
-            claims.push((address, AddressClaim { is_former, created: Reverse(created), identity, is_local }));
+            claims.insert(address, AddressClaim { is_former, created: Reverse(created), identity, is_local });
         }
     };
     let (present, other) = index.pods_of(identity);
@@ -186,6 +186,5 @@ fn claims(
             add(listing.address, pod.map(|(pod, _)| pod.created), listing.node.as_deref(), is_former);
         }
     }
-    claims.shrink_to_fit();
     claims
 }

@@ -61,14 +61,16 @@ fn narrow(offers: &[Offer<'_>], ready: Vec<usize>, node: &str, zone: Option<&str
         let named: Vec<usize> = ready.iter().copied().filter(named).collect();
         (!named.is_empty()).then_some(named)
     };
-    let by_node = by(|endpoint| &endpoint.node_hints, node);
-    let by_zone = || zone.and_then(|zone| by(|endpoint| &endpoint.zone_hints, zone));
-    by_node.or_else(by_zone).unwrap_or(ready)
+    let by_node = by(|endpoint| endpoint.hints.as_deref().map_or(&[], |hints| &hints.nodes), node);
+    let by_zone =
+        |zone: &str| by(|endpoint| endpoint.hints.as_deref().map_or(&[], |hints| &hints.zones), zone);
+    by_node.or_else(|| by_zone(zone?)).unwrap_or(ready)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::slice::Hints;
     use proptest::prelude::*;
 
     fn endpoint(ready: bool, serving: bool, terminating: bool, node: &str) -> Endpoint {
@@ -78,10 +80,13 @@ mod tests {
             serving,
             terminating,
             node: Some(node.into()),
-            node_hints: Vec::new(),
-            zone_hints: Vec::new(),
+            hints: None,
             pod: None,
         }
+    }
+
+    fn hints(endpoint: &mut Endpoint) -> &mut Hints {
+        endpoint.hints.get_or_insert_default()
     }
 
     fn chosen(endpoints: &[Endpoint]) -> (Vec<usize>, Vec<usize>) {
@@ -121,23 +126,23 @@ mod tests {
     #[test]
     fn node_hints_come_before_zone_hints_and_count_only_if_all_ready_endpoints_have_them() {
         let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n2")];
-        endpoints[0].zone_hints = vec!["z1".into()];
-        endpoints[1].zone_hints = vec!["z2".into()];
+        hints(&mut endpoints[0]).zones = vec!["z1".into()];
+        hints(&mut endpoints[1]).zones = vec!["z2".into()];
         assert_eq!(chosen(&endpoints).0, vec![0]);
-        endpoints[1].node_hints = vec!["n1".into()];
+        hints(&mut endpoints[1]).nodes = vec!["n1".into()];
         assert_eq!(chosen(&endpoints).0, vec![0], "one of two has node hints: they do not count");
-        endpoints[0].node_hints = vec!["n2".into()];
+        hints(&mut endpoints[0]).nodes = vec!["n2".into()];
         assert_eq!(chosen(&endpoints).0, vec![1]);
-        endpoints[0].zone_hints.clear();
-        endpoints[1].node_hints = vec!["n3".into()];
+        hints(&mut endpoints[0]).zones.clear();
+        hints(&mut endpoints[1]).nodes = vec!["n3".into()];
         assert_eq!(chosen(&endpoints).0, vec![0, 1], "no hint names us");
     }
 
     #[test]
     fn hints_do_not_narrow_the_local_set_nor_the_terminating_fallback() {
         let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n1")];
-        endpoints[0].node_hints = vec!["n1".into()];
-        endpoints[1].node_hints = vec!["n2".into()];
+        hints(&mut endpoints[0]).nodes = vec!["n1".into()];
+        hints(&mut endpoints[1]).nodes = vec!["n2".into()];
         assert_eq!(chosen(&endpoints), (vec![0], vec![0, 1]));
         for endpoint in &mut endpoints {
             (endpoint.ready, endpoint.terminating) = (false, true);
@@ -160,19 +165,19 @@ mod tests {
     #[test]
     fn a_zone_in_maintenance_is_helped_by_the_others() {
         let mut endpoints = [endpoint(true, true, false, "n1"), endpoint(true, true, false, "n2")];
-        endpoints[0].zone_hints = vec!["z1".into()];
-        endpoints[1].zone_hints = vec!["z2".into()];
+        hints(&mut endpoints[0]).zones = vec!["z1".into()];
+        hints(&mut endpoints[1]).zones = vec!["z2".into()];
         assert_eq!(chosen_by_weight(&endpoints, &[0]).0, vec![1]);
     }
 
     fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-        let hints = || proptest::collection::vec(0u8..3, 0..3);
-        (any::<(bool, bool, bool)>(), 0u8..3, hints(), hints()).prop_map(
+        let named = || proptest::collection::vec(0u8..3, 0..3);
+        (any::<(bool, bool, bool)>(), 0u8..3, named(), named()).prop_map(
             |((ready, serving, terminating), node, nodes, zones)| {
                 let mut endpoint = endpoint(ready, serving || ready, terminating, &format!("n{node}"));
-                endpoint.node_hints =
+                hints(&mut endpoint).nodes =
                     nodes.into_iter().map(|node| format!("n{node}").as_str().into()).collect();
-                endpoint.zone_hints =
+                hints(&mut endpoint).zones =
                     zones.into_iter().map(|zone| format!("z{zone}").as_str().into()).collect();
                 endpoint
             },

@@ -13,6 +13,7 @@ use super::frontends::{self, frontends, has_idle_external_ips};
 use super::health::{HealthCheck, health_check};
 use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey};
 use crate::facts::Cidr;
+use crate::few::Few;
 use crate::identity::Identity;
 use crate::index::Index;
 use crate::index::service::{Algorithm, Families, Forwarding, Left, Policy, Service, ServicePort};
@@ -28,7 +29,7 @@ pub struct ServiceView {
     /// Its ports, in the order of the Service.
     pub ports: Vec<PortView>,
     /// Every backend its slices list, in any condition.
-    pub listings: BTreeMap<Identity, Vec<Listing>>,
+    pub listings: Few<Identity, Few<Listing>>,
     /// What balancers outside are told of it.
     pub health: Option<HealthCheck>,
     /// What is odd about it together with its slices.
@@ -61,9 +62,10 @@ pub struct PortView {
     pub frontends: Vec<Way>,
     /// Backends and ports that answer for it, sorted: those that new flows may be given to, and those that finish what
     /// they have.
-    pub targets: BTreeSet<(Identity, u16)>,
+    pub targets: Few<(Identity, u16)>,
     first: Option<TableView>,
-    second: Option<TableView>,
+    /// Seldom there.
+    second: Option<Box<TableView>>,
 }
 
 /// One selection table, before ids.
@@ -126,8 +128,8 @@ impl ServiceView {
 impl PortView {
     /// Its tables; none if it is not served.
     pub fn tables(&self) -> impl Iterator<Item = (TableKey, &TableView)> {
-        let sides = [(Side::First, &self.first), (Side::Second, &self.second)];
-        sides.into_iter().filter_map(|(side, table)| Some(((self.key.clone(), side), table.as_ref()?)))
+        let sides = [Side::First, Side::Second].into_iter();
+        sides.filter_map(|side| Some(((self.key.clone(), side), self.table(side)?)))
     }
 
     /// One of its tables.
@@ -135,7 +137,7 @@ impl PortView {
     pub fn table(&self, side: Side) -> Option<&TableView> {
         match side {
             Side::First => self.first.as_ref(),
-            Side::Second => self.second.as_ref(),
+            Side::Second => self.second.as_deref(),
         }
     }
 }
@@ -146,7 +148,8 @@ impl PortView {
         let restricted = self.frontends.iter().filter(|way| way.admission == Admission::Ranges);
         let asked: BTreeSet<(Side, Family)> =
             restricted.map(|way| (way.side, Family::of(way.frontend.address))).collect();
-        for (side, table) in [(Side::First, &mut self.first), (Side::Second, &mut self.second)] {
+        let (first, second) = (self.first.as_mut(), self.second.as_deref_mut());
+        for (side, table) in [(Side::First, first), (Side::Second, second)] {
             let Some(table) = table else { continue };
             let of_side = ranges.iter().filter(|range| asked.contains(&(side, Family::of(range.address()))));
             table.ranges = of_side.copied().collect();
@@ -165,21 +168,7 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
         view.ports.push(port_view(index, here, service, families, port));
     }
     if view.ports.iter().any(|port| port.left.is_none()) {
-        for endpoint in index.slices(name).flat_map(|slice| &slice.endpoints) {
-            let Some(identity) = index.identify(endpoint) else { continue };
-            let listings = view.listings.entry(identity).or_default();
-            listings.push(Listing {
-                address: endpoint.address,
-                pod: endpoint.pod.as_ref().map(|pod| pod.name.clone()),
-                node: endpoint.node.clone(),
-                namespace: name.namespace.clone(),
-            });
-        }
-        for listings in view.listings.values_mut() {
-            listings.sort_unstable();
-            listings.dedup();
-            listings.shrink_to_fit();
-        }
+        view.listings = listings(index, name);
         view.health = health_check(index, here, service, families);
         view.warnings = warnings(index, service, families, &view.ports);
     }
@@ -188,6 +177,26 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
         view.warnings.extend(no_tunnel(here, service));
     }
     Some(view)
+}
+
+fn listings(index: &Index, service: &Name) -> Few<Identity, Few<Listing>> {
+    let endpoints = index.slices(service).flat_map(|slice| &slice.endpoints);
+    let listing = |endpoint: &Endpoint| {
+        let listing = Listing {
+            address: endpoint.address,
+            pod: endpoint.pod.as_ref().map(|pod| pod.name.clone()),
+            node: endpoint.node.clone(),
+            namespace: service.namespace.clone(),
+        };
+        Some((index.identify(endpoint)?, listing))
+    };
+    let mut found: Vec<(Identity, Listing)> = endpoints.filter_map(listing).collect();
+    found.sort_unstable();
+    let of_backend = |same: &[(Identity, Listing)]| {
+        let listings = same.iter().map(|(_, listing)| listing.clone()).collect();
+        same.first().map(|(identity, _)| (identity.clone(), listings))
+    };
+    found.chunk_by(|one, next| one.0 == next.0).filter_map(of_backend).collect()
 }
 
 /// A manifest written by hand seldom says which families a Service has; its slices do.
@@ -220,7 +229,7 @@ fn port_view(
         name: port.name.clone(),
         left,
         frontends: Vec::new(),
-        targets: BTreeSet::new(),
+        targets: Few::default(),
         first: None,
         second: None,
     };
@@ -228,11 +237,13 @@ fn port_view(
     let (has_v4, has_v6) = (has(false), has(true));
     let mut split = false;
     if view.left.is_none() {
-        let v4 = has_v4.then(|| selection(index, here, service, port, Family::V4, &mut view.targets));
-        let v6 = has_v6.then(|| selection(index, here, service, port, Family::V6, &mut view.targets));
+        let mut targets = BTreeSet::new();
+        let v4 = has_v4.then(|| selection(index, here, service, port, Family::V4, &mut targets));
+        let v6 = has_v6.then(|| selection(index, here, service, port, Family::V6, &mut targets));
+        view.targets = targets.into_iter().collect();
         // Affinity is remembered by a table's id: it must not change because the slices of one family come first.
         split = v4.is_some() && v6.is_some() && (v4 != v6 || service.affinity != 0);
-        (view.first, view.second) = if split { (v4, v6) } else { (v4.or(v6), None) };
+        (view.first, view.second) = if split { (v4, v6.map(Box::new)) } else { (v4.or(v6), None) };
     }
     let side =
         |frontend: &Frontend| if split && frontend.address.is_ipv6() { Side::Second } else { Side::First };
@@ -336,8 +347,7 @@ fn endpoints(index: &Index, service: &Name, port: &ServicePort, family: Family) 
 /// whatever the slices are called.
 fn is_better(one: &Endpoint, other: &Endpoint) -> bool {
     let conditions = |endpoint: &Endpoint| [endpoint.ready, endpoint.serving, !endpoint.terminating];
-    (conditions(one), &one.node, &one.node_hints, &one.zone_hints)
-        > (conditions(other), &other.node, &other.node_hints, &other.zone_hints)
+    (conditions(one), &one.node, &one.hints) > (conditions(other), &other.node, &other.hints)
 }
 
 /// Whether VMs on other nodes are to see the client itself.

@@ -30,16 +30,16 @@ impl Way {
         to_node: Option<Route>,
         devices: &BTreeMap<u32, Device>,
     ) -> Self {
-        let snat = |route: Route| {
+        let snat = |route: &Route| {
             let device = devices.get(&route.ifindex);
-            let own = device.and_then(|device| snat_address(device, endpoint.address.is_ipv4()));
-            // Answers to another address are no replies of ours, but from a pod of this node they come by here anyway.
-            own.or(route.source.filter(|_| endpoint.is_local))
+            device.and_then(|device| snat_address(device, endpoint.address.is_ipv4()))
         };
         Self {
             endpoint,
-            source: route.and_then(snat),
-            outer: to_node.and_then(|route| route.source),
+            // Answers to another address are no replies of ours, but from a pod of this node they come by here anyway.
+            source: route.and_then(|route| snat(&route).or(route.source.filter(|_| endpoint.is_local))),
+            // As the datapath has it; the far node listens to nodes of the cluster only.
+            outer: to_node.and_then(|route| snat(&route).or(route.source)),
             hops: hops(&endpoint, route, to_node),
         }
     }
@@ -99,6 +99,7 @@ mod tests {
         assert_eq!(way(false, Some(other), None).source, None);
         assert_eq!(way(true, Some(other), None).source, Some(HERE));
         assert_eq!(way(true, None, None).source, None);
-        assert_eq!(way(false, None, route(NODE, false)).outer, Some(HERE));
+        assert_eq!(way(false, None, route(NODE, false)).outer, Some(snat));
+        assert_eq!(way(false, None, Some(Route { ifindex: 9, ..other })).outer, Some(HERE));
     }
 }

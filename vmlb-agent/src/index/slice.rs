@@ -63,12 +63,19 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
-    /// The nodes it is meant for.
-    pub node_hints: Vec<Arc<str>>,
-    /// The zones it is meant for.
-    pub zone_hints: Vec<Arc<str>>,
+    /// Whom it is meant for. `None`: for everybody.
+    pub hints: Option<Box<Hints>>,
     /// The pod behind it.
     pub pod: Option<PodTarget>,
+}
+
+/// Whom an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hints {
+    /// Nodes.
+    pub nodes: Vec<Arc<str>>,
+    /// Zones.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// A `targetRef` that is a Pod.

@@ -24,7 +24,7 @@ const FAR: [IpAddr; 2] = [
 const BUFFER: usize = 4 << 20;
 
 /// Where packets to an address go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Device they leave by.
     pub ifindex: u32,

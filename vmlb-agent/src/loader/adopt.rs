@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use aya::maps::MapInfo;
 
 use super::map_names;
+use crate::bpf::MAPPABLE;
 use crate::pins::PinRoot;
 
 /// What makes two maps interchangeable.
@@ -32,7 +33,7 @@ pub type Layouts = BTreeMap<String, Layout>;
 pub enum Fit {
     /// It can be used.
     Same,
-    /// It holds what is wanted, but has room for more or less.
+    /// It holds what is wanted, but has room for more or less, or cannot be mapped where it should.
     Resized,
     /// Another version made it; what differs, as one line.
     Foreign(String),
@@ -81,7 +82,8 @@ pub fn compare(found: &Layout, wanted: &Layout) -> Fit {
     if found == wanted {
         return Fit::Same;
     }
-    if (Layout { max_entries: wanted.max_entries, ..*found }) == *wanted {
+    let content = |layout: &Layout| Layout { max_entries: 0, flags: layout.flags & !MAPPABLE, ..*layout };
+    if content(found) == content(wanted) {
         return Fit::Resized;
     }
     let rows = [
@@ -108,6 +110,7 @@ mod tests {
         for max_entries in [1000, 300_000] {
             assert_eq!(compare(&Layout { max_entries, ..FLOWS }, &FLOWS), Fit::Resized);
         }
+        assert_eq!(compare(&Layout { flags: MAPPABLE, ..FLOWS }, &FLOWS), Fit::Resized);
     }
 
     #[test]

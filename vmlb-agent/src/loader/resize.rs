@@ -14,7 +14,7 @@ use aya::maps::MapInfo;
 use vmlb_common::abi::{Selection, Service, ServiceFlags, names};
 
 use super::{Sizes, map_names};
-use crate::bpf::PinnedMap;
+use crate::bpf::{self, PinnedMap};
 use crate::pins::{self, PinRoot};
 
 mod copy;
@@ -53,8 +53,11 @@ impl Fresh {
     pub fn begin(root: &PinRoot, mut names: BTreeSet<&'static str>) -> anyhow::Result<Self> {
         let folder = PinRoot::new(&root.path().join(FRESH));
         remove_folder(folder.path())?;
-        // With a table of services of their own the old programs can be told to open nothing any more.
         if names.iter().any(|name| is_flow_table(name)) {
+            // A flow goes from one table to another, and what programs of before and of now share would be gone for one of
+            // them.
+            names.extend(map_names().filter(|name| is_flow_table(name)));
+            // With a table of services of their own the old programs can be told to open nothing any more.
             names.insert(names::SERVICES);
         }
         if !names.is_empty() {
@@ -135,7 +138,8 @@ impl Succession {
     }
 
     /// To be called right before the programs are swapped: from now on the old ones open no flow (a client tries again a
-    /// second later), and what they have opened is in the new tables.
+    /// second later), and what they have opened is in the new tables. A packet in mid-flow that a new program does not know
+    /// would be punted, and the stack answers a reset.
     pub fn begin(&mut self) {
         for folder in self.retired.iter().filter(|folder| folder.map(names::SERVICES).exists()) {
             match PinnedMap::open(folder, names::SERVICES).and_then(Halted::halt) {
@@ -143,22 +147,28 @@ impl Succession {
                 Err(error) => tracing::warn!("connections that open now may be cut: {error:#}"),
             }
         }
+        // One that has read its service before is about to open a flow.
+        bpf::wait_for_programs();
         let Some((newest, older)) = self.retired.split_last() else { return };
-        let changing = self.replaced.iter().filter(|name| is_flow_table(name) || COUNTED.contains(name));
-        for name in changing {
+        for name in self.replaced.iter().filter(|name| COUNTED.contains(name)) {
             if let Err(error) = copy::mirror(name, newest, &self.root) {
-                tracing::warn!("flows of the last moments may be cut: {error:#}");
+                tracing::warn!("what was counted in the last moments is lost: {error:#}");
             }
+        }
+        if self.replaced.iter().any(|name| is_flow_table(name))
+            && let Err(error) = merge::mirror(newest, &self.root)
+        {
+            tracing::warn!("flows of the last moments may be cut: {error:#}");
         }
         let unmirrored = if self.replaced.is_empty() { Some(newest) } else { None };
         for folder in older.iter().chain(unmirrored) {
-            self.take_over(folder);
+            self.complain(folder, merge::merge(folder, &self.root));
         }
     }
 
     /// Flows are what this is about, but an agent that does not start for a lack of room for some would cost all.
-    fn take_over(&self, folder: &PinRoot) -> usize {
-        merge::merge(folder, &self.root).unwrap_or_else(|error| {
+    fn complain(&self, folder: &PinRoot, done: anyhow::Result<usize>) -> usize {
+        done.unwrap_or_else(|error| {
             tracing::warn!(
                 "flows may be cut: those of {} are not all taken over: {error:#}",
                 folder.path().display()
@@ -167,19 +177,23 @@ impl Succession {
         })
     }
 
-    /// To be called when the programs have been swapped: takes over what changed meanwhile, and lets the retired maps go.
+    /// To be called when the programs have been swapped: takes over what became of the flows meanwhile, and lets the retired
+    /// maps go.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn finish(mut self) -> anyhow::Result<()> {
-        let late: usize = self.retired.iter().map(|folder| self.take_over(folder)).sum();
+        // Those that were swapped may still be running.
+        bpf::wait_for_programs();
+        let late = self.retired.iter();
+        let late: usize = late.map(|folder| self.complain(folder, merge::catch_up(folder, &self.root))).sum();
         // No program looks there any more.
         self.halted.clear();
         for folder in &self.retired {
             remove_folder(folder.path())?;
         }
         remove_folder(&self.root.path().join(RETIRED))?;
-        tracing::info!("the maps have their new sizes; {late} flows were taken over at the last moment");
+        tracing::info!("the maps have their new sizes; {late} flows were proved at the last moment");
         Ok(())
     }
 }

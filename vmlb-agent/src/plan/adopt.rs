@@ -34,7 +34,8 @@ struct Found {
     devices: HashMap<u32, abi::Device>,
     services: HashMap<u32, abi::Service>,
     service_names: HashMap<u32, ServiceName>,
-    slots: HashMap<u32, Vec<abi::Target>>,
+    /// How many slots there are from an offset on, and their digest.
+    slots: HashMap<u32, (usize, u64)>,
     frontends: HashMap<Frontend, abi::Frontend>,
     backends: HashMap<(u32, Family), Endpoint>,
     backend_names: HashMap<u32, abi::BackendName>,
@@ -164,7 +165,7 @@ impl Found {
             Record::Gate(entry, word) => self.gates.push((entry, word)),
             Record::Device(index, device) => drop(self.devices.insert(index, device)),
             Record::Service(id, service) => drop(self.services.insert(id, service)),
-            Record::Slots(offset, targets) => drop(self.slots.insert(offset, targets)),
+            Record::Slots(offset, run) => drop(self.slots.insert(offset, (run.len(), content_digest(&run)))),
             Record::Frontend4(key, value) => {
                 let frontend = frontend(ip4(key.address), key.port, key.protocol);
                 self.frontends.insert(frontend, value);
@@ -281,9 +282,9 @@ fn slots(
     ids.sort_unstable();
     for id in ids {
         let Some(service) = found.services.get(&id) else { continue };
-        let Some(targets) = found.slots.get(&service.selection.offset) else { continue };
-        if targets.len() == service.selection.size as usize && slots.reserve(service.selection) {
-            digests.insert(id, content_digest(targets));
+        let Some((size, digest)) = found.slots.get(&service.selection.offset) else { continue };
+        if *size == service.selection.size as usize && slots.reserve(service.selection) {
+            digests.insert(id, *digest);
         }
     }
     if let Some(previous) = previous {

@@ -19,7 +19,7 @@ type Side = [Option<Endpoint>; 2];
 fn side_of(end: &End, tag: u32) -> Side {
     let flags = BackendFlags::PRESENT | if end.is_local { BackendFlags::LOCAL } else { 0 };
     FAMILIES.map(|family| {
-        let address = end.addresses.iter().copied().find(|address| Family::of(*address) == family)?;
+        let address = end.addresses.keys().copied().find(|address| Family::of(*address) == family)?;
         Some(Endpoint { flags, address, node: end.hosts.beside(address), tag })
     })
 }

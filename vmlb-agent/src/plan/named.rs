@@ -10,7 +10,8 @@ use super::ledger::Ledger;
 #[derive(Clone, Debug)]
 pub struct Named<V> {
     digests: Ledger<u32, u64>,
-    coming: BTreeMap<u32, V>,
+    /// Those that differ from what is installed.
+    coming: BTreeMap<u32, Box<V>>,
 }
 
 impl<V: Hash> Named<V> {
@@ -22,16 +23,17 @@ impl<V: Hash> Named<V> {
 
     /// Sets the name of `id`.
     pub fn want(&mut self, id: u32, name: Option<V>) {
-        self.digests.want(id, name.as_ref().map(digest));
-        match name {
-            Some(name) => self.coming.insert(id, name),
+        let digest = name.as_ref().map(digest);
+        self.digests.want(id, digest);
+        match name.filter(|_| self.digests.installed(&id) != digest.as_ref()) {
+            Some(name) => self.coming.insert(id, Box::new(name)),
             None => self.coming.remove(&id),
         };
     }
 
-    /// Names to write, by id.
-    pub fn puts(&self) -> impl Iterator<Item = (u32, &V)> {
-        self.digests.puts().filter_map(|(id, _)| Some((*id, self.coming.get(id)?)))
+    /// Names to write, by id; they are not kept.
+    pub fn take_puts(&mut self) -> impl Iterator<Item = (u32, Box<V>)> + use<V> {
+        std::mem::take(&mut self.coming).into_iter()
     }
 
     /// Ids whose names are to go, in order.
@@ -62,13 +64,13 @@ mod tests {
         names.want(1, Some("a"));
         names.want(2, Some("x"));
         names.want(4, Some("d"));
-        assert_eq!(names.puts().collect::<Vec<_>>(), [(2, &"x"), (4, &"d")]);
+        assert_eq!(names.take_puts().collect::<Vec<_>>(), [(2, Box::new("x")), (4, Box::new("d"))]);
         assert_eq!(names.removals().collect::<Vec<_>>(), [&3]);
         names.settle();
         names.want(2, Some("x"));
-        assert_eq!((names.puts().count(), names.removals().count()), (0, 0));
+        assert_eq!((names.take_puts().count(), names.removals().count()), (0, 0));
         names.want(2, Some("b"));
         names.want(2, Some("x"));
-        assert_eq!(names.puts().count(), 0);
+        assert_eq!(names.take_puts().count(), 0);
     }
 }

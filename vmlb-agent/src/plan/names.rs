@@ -65,6 +65,7 @@ pub(super) fn text(octets: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::desired::backend::End;
+    use crate::few::Few;
 
     #[test]
     fn a_name_that_is_too_long_is_cut_at_a_character_and_ends_with_a_zero() {
@@ -89,7 +90,7 @@ mod tests {
             is_vm: true,
             present: End::default(),
             other: None,
-            claims: Vec::new(),
+            claims: Few::default(),
             weight: 100,
         };
         assert_eq!(identity_of(&backend_name(&identity, &view)), identity);

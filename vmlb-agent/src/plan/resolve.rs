@@ -15,6 +15,7 @@ use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::maglev::{self, Contender, Seed};
 use crate::object::{Kind, Name, ObjectRef};
+use crate::tables::Run;
 use crate::warning::{Subject, Warning, Warnings};
 
 /// The flag for the room that comes back by itself, when a packet cannot look at a retired slice any more.
@@ -130,7 +131,7 @@ impl Installation {
             self.unfinished.insert(identity.clone());
         }
         // Their sides may be others now.
-        desired.dirty.addresses.extend(view.claims.iter().map(|(address, _)| *address));
+        desired.dirty.addresses.extend(view.claims.keys().copied());
         if is_new || was_lingering {
             desired.touch_users(identity);
         }
@@ -314,10 +315,9 @@ impl Installation {
         self.service_names.want(id, None);
     }
 
-    fn content(&self, table: &TableView) -> Vec<Target> {
+    fn content(&self, table: &TableView) -> Run {
         let (targets, contenders) = self.contenders(table);
-        let places = maglev::table(&contenders, table.size).into_iter();
-        places.filter_map(|place| targets.get(place as usize).copied()).collect()
+        Run::of_places(targets, &maglev::table(&contenders, table.size))
     }
 
     /// Those of a table's choice that have an id.
@@ -369,7 +369,8 @@ impl Installation {
 }
 
 /// What a slice holds, in 64 bits.
-pub(super) fn content_digest(targets: &[Target]) -> u64 {
+pub(super) fn content_digest(run: &Run) -> u64 {
+    let targets = run.slots();
     // Eight octets at a time: the table of a large service has a million slots.
     let start = 0xcbf2_9ce4_8422_2325 ^ targets.len() as u64;
     targets.iter().fold(start, |hash, target| {

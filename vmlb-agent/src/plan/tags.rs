@@ -80,7 +80,7 @@ impl Installation {
         port: &PortView,
     ) -> BTreeMap<TagKey, Target> {
         let mut tags = BTreeMap::new();
-        for (identity, number) in &port.targets {
+        for (identity, number) in port.targets.keys() {
             let is_here = desired.backend(identity).is_some_and(|view| view.is_here());
             let Some(backend) = self.placed(identity).filter(|_| is_here) else { continue };
             let target = Target { backend, port: *number, pad: 0 };

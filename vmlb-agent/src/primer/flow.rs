@@ -123,6 +123,7 @@ impl Established {
         let tag = u16::try_from(tag & 0x7fff).unwrap_or(0);
         match tunnel.shape {
             TunnelShape::IP => inner.within_ip(outer, node, tag).ok_or(Without::Tunnel),
+            TunnelShape::UDP => inner.within_udp(outer, node, tag, tunnel).ok_or(Without::Tunnel),
             _ => Err(Without::Tunnel),
         }
     }

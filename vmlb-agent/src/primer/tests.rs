@@ -188,6 +188,8 @@ fn what_cannot_be_primed_says_why() {
     let nowhere = Way { outer: None, ..way(false) };
     assert_eq!(kept.packet(&[nowhere], 1, IN_IP), Err(Without::Tunnel));
     assert!(kept.packet(&[way(true)], 1, Tunnel::default()).is_ok());
+    let in_udp = Tunnel { shape: TunnelShape::UDP, port: 44_789, ..IN_IP };
+    assert!(kept.packet(&[way(false)], 1, in_udp).is_ok());
 }
 
 /// Works for as long as there is something to do before `end`; how many packets were sent meanwhile, and who was told of.

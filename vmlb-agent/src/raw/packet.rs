@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use vmlb_common::abi::Tunnel;
 use vmlb_common::wire::{Protocol, TcpFlags};
 
 /// Hops of a packet that is to arrive.
@@ -12,6 +13,10 @@ const IPIP: u8 = 4;
 const IPV6: u8 = 41;
 /// Of a flow that is established: the far node makes it anew where it does not know it.
 const ESTABLISHED: u16 = 0x8000;
+/// Flags of a VXLAN header with an identifier, and a reserved octet.
+const VNI_IS_VALID: u16 = 0x0800;
+/// The source port of the tunnel's UDP shape: one of those that the datapath uses there.
+const ENTROPY: u16 = 0xc000;
 /// RFC 791: do not fragment.
 const DONT_FRAGMENT: u16 = 0x4000;
 
@@ -103,6 +108,27 @@ impl Packet {
         }
         let header = Header { source, destination: node, protocol, ttl: TTL, mark: tag | ESTABLISHED };
         Some(Self { next: node, octets: header.over(&self.octets)? })
+    }
+
+    /// The same in the shape of VXLAN (RFC 7348), to the port and the network of `tunnel`. `None`: as for [`Self::within_ip`].
+    #[must_use]
+    pub fn within_udp(&self, source: IpAddr, node: IpAddr, tag: u16, tunnel: Tunnel) -> Option<Self> {
+        if source.is_ipv4() != self.next.is_ipv4() || node.is_ipv4() != self.next.is_ipv4() {
+            return None;
+        }
+        let length = u16::try_from(8 + 8 + 14 + self.octets.len()).ok()?;
+        let mut body = Vec::with_capacity(usize::from(length));
+        // One source port will do: networks need not spread so few. No checksum: what is inside has its own.
+        for word in [ENTROPY, tunnel.port, length, 0, VNI_IS_VALID, tag | ESTABLISHED] {
+            body.extend(word.to_be_bytes());
+        }
+        body.extend((tunnel.network << 8).to_be_bytes());
+        body.extend([0; 12]);
+        body.extend(if self.next.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] });
+        body.extend(&self.octets);
+        let header =
+            Header { source, destination: node, protocol: Protocol::UDP.number(), ttl: TTL, mark: 0 };
+        Some(Self { next: node, octets: header.over(&body)? })
     }
 
     /// To where the kernel is to route it.

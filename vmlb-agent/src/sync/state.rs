@@ -151,7 +151,7 @@ pub(super) fn backend(id: u32, identity: &Identity, view: &BackendView) -> Backe
         vm: view.is_vm,
         node: view.present.node.as_deref().unwrap_or_default().to_owned(),
         local: view.present.is_local,
-        addresses: view.present.addresses.clone(),
-        pod_addresses: view.claims.iter().map(|(address, _)| *address).collect(),
+        addresses: view.present.addresses.keys().copied().collect(),
+        pod_addresses: view.claims.keys().copied().collect(),
     }
 }

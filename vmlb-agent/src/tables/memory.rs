@@ -276,10 +276,11 @@ impl Memory {
             Record::Service(id, service) => array(&mut self.services, services, *id, *service),
             Record::Slots(offset, run) => {
                 let start = *offset as usize;
+                let run = run.slots();
                 let Some(slots) = self.slots.get_mut(start..start + run.len()) else {
                     bail!("no slot {offset}")
                 };
-                slots.copy_from_slice(run);
+                slots.copy_from_slice(&run);
                 Ok(())
             }
             Record::Frontend4(key, value) => hash(&mut self.frontends4, frontends, *key, *value),
@@ -362,7 +363,7 @@ impl Tables for Memory {
         records.extend(self.services.iter().map(|(id, service)| Record::Service(*id, *service)));
         for service in self.services.values() {
             if let Some((selection, slots)) = selection_of(service).zip(self.selection(service)) {
-                records.push(Record::Slots(selection.offset, slots.to_vec()));
+                records.push(Record::Slots(selection.offset, slots.to_vec().into()));
             }
         }
         records.extend(self.frontends4.iter().map(|(key, value)| Record::Frontend4(*key, *value)));

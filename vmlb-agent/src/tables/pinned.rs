@@ -172,7 +172,7 @@ impl PinnedTables {
             Record::Gate(entry, bits) => self.gate.put(entry, bits),
             Record::Device(ifindex, device) => self.devices.put(ifindex, device),
             Record::Service(id, service) => self.services.put(id, service),
-            Record::Slots(offset, targets) => self.slots.put_run(*offset, targets),
+            Record::Slots(offset, run) => self.slots.put_run(*offset, &run.slots()),
             Record::Frontend4(key, frontend) => self.v4.frontends.put(key, frontend),
             Record::Frontend6(key, frontend) => self.v6.frontends.put(key, frontend),
             Record::Backend4(id, backend) => self.v4.backends.put(id, backend),
@@ -242,7 +242,7 @@ impl PinnedTables {
                     .slots
                     .run(selection.offset, selection.size)
                     .with_context(|| format!("service {id} points to slots that cannot be read"))?;
-                records.push(Record::Slots(selection.offset, targets));
+                records.push(Record::Slots(selection.offset, targets.into()));
             }
             if service != Service::default() {
                 records.push(Record::Service(id, service));

@@ -68,7 +68,8 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     };
     kernel.trace(packet, Step::HALF_OPEN, flow.backend);
     let (mut stage, mut live) = (Stage::Half, live);
-    if proves(&transport, reply) && promote(kernel, &key, &flow, &reply_key) != 0 {
+    let is_proved = proves(&transport, reply) || origin == Origin::TUNNEL && is_marked::<F, K>(kernel);
+    if is_proved && promote(kernel, &key, &flow, &reply_key) != 0 {
         kernel.trace(packet, Step::PROMOTED, flow.backend);
         affinity::keep(kernel, &ClientKey { service: flow.service, client: key.client });
         // The old entry is no more, and may be another flow's already.
@@ -94,10 +95,18 @@ fn proves<A: Address>(transport: &Transport, reply: Live<'_, Reply<A>>) -> bool 
         || !refused && transport.acknowledgment.wrapping_sub(reply.sequence().get()) < AHEAD
 }
 
+/// Whether the node that the client addressed says that the flow is proved.
+#[inline(always)]
+fn is_marked<F: Family, K: Kernel + Tables<F>>(kernel: &K) -> bool {
+    let mut mark = 0;
+    kernel.with_parcel(|parcel| mark = parcel.mark);
+    mark & PROVED != 0
+}
+
 /// Moves both sides to the tables that nothing evicts. The new pair is whole before the old one goes, and a new flow
 /// checks both tables for its key, so that no moment leaves the tuple free.
 #[inline(never)]
-pub(super) fn promote<F: Family, K: Kernel + Tables<F>>(
+fn promote<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &FlowKey<F::Address>,
     flow: &Flow<F::Address>,
@@ -156,20 +165,21 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if origin == Origin::TUNNEL && !is_here {
         return Verdict::drop(Reason::TUNNEL_TARGET);
     }
-    let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
+    let Some(validity) = Validity::new::<P, K>(kernel, place::version(backend, side)) else {
         return Verdict::PASS;
     };
     live.seen().refresh(validity.now);
-    let mut flags = transport.flags;
+    let (mut flags, mut next) = (transport.flags, transport.sequence.wrapping_add(transport.consumed));
     if live.turn() != turned.count() {
         live.set_turn(turned.count());
         if flags.any(TcpFlags::FIN) {
             let _withheld = withhold_fin::<F, P>(packet);
             flags = flags.without(TcpFlags::FIN);
+            next = next.wrapping_sub(1);
         }
     }
     if transport.protocol == Protocol::TCP {
-        live.next().refresh(transport.sequence.wrapping_add(transport.consumed));
+        live.next().refresh(next);
         live.acknowledged().refresh(transport.acknowledgment);
     }
     if flags.any(end::MARKS) && end::note_request(kernel, stage, flags, key) == end::Outcome::REMOVED {
@@ -205,7 +215,7 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // The flow is ours: the stack would answer a reset.
         return Verdict::drop(verdict.reason());
     }
-    if !verdict.is_defer() && !verdict.is_drop() {
+    if !verdict.is_defer() && !verdict.is_drop() && verdict != Verdict::CARRY {
         kernel.account(flow.backend, |traffic| {
             traffic.requests = traffic.requests.wrapping_add(1);
             traffic.request_octets = traffic.request_octets.wrapping_add(u64::from(transport.octets));
@@ -214,7 +224,8 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     verdict
 }
 
-/// A request by the tunnel, after a reply: the node it comes from has seen the reply, and the next ones need not go there.
+/// A request by the tunnel, after a reply and of a flow that the node it comes from calls proved: that node has seen a reply,
+/// and the next ones need not go there. Without that word it may be a SYN that is sent again because the reply was lost.
 #[inline(always)]
 fn note_heard<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
@@ -223,7 +234,8 @@ fn note_heard<F: Family, K: Kernel + Tables<F>>(
     flow: &Flow<F::Address>,
     live: Live<'_, Flow<F::Address>>,
 ) {
-    if let Some(reply) = kernel.reply(stage, &flow.reply_key(key.protocol))
+    if is_marked::<F, K>(kernel)
+        && let Some(reply) = kernel.reply(stage, &flow.reply_key(key.protocol))
         && reply.flags().get() & Seen::ANSWERED != 0
     {
         reply.flags().insert(Seen::HEARD);

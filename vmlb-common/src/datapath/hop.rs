@@ -23,9 +23,9 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// For hops that hold until the network changes, or the backend (`revision`).
+    /// For hops that hold until the network changes, or the endpoint ([`super::place::version`]; 0: they lead to none).
     #[inline(always)]
-    pub(super) fn new<P: Packet, K: Kernel>(kernel: &K, revision: u32) -> Option<Self> {
+    pub(super) fn new<P: Packet, K: Kernel>(kernel: &K, version: u32) -> Option<Self> {
         let settings = kernel.settings()?;
         // What TC may use XDP may not (no MAC address, no transmission), so the two do not believe each other's hops.
         let hook = match P::SENDING {
@@ -33,7 +33,7 @@ impl Validity {
             Sending::Packets => 0x8000_0000,
         };
         Some(Self {
-            stamp: settings.generation.wrapping_add(revision) & 0x7fff_ffff | hook,
+            stamp: settings.generation.wrapping_mul(2).wrapping_add(version) & 0x7fff_ffff | hook,
             now: kernel.now(),
             oldest: settings.hz.wrapping_mul(BELIEVED),
         })

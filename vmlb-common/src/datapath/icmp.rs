@@ -11,7 +11,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Ethernet, IcmpHeader, Protocol, TcpHeader, UdpHeader, Wire};
 
 use super::hop::{self, Validity, Way};
-use super::place::{is_at, present};
+use super::place::{is_at, present, side, version};
 use super::translate::{End, Hops};
 
 /// An ICMP error as far as it is looked at: it quotes an IP header and the first octets behind it.
@@ -118,7 +118,8 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
     // The pod's node need not believe that its sender is on this way.
     rewrite.from = Some(&peer);
     let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
-    rewrite.send(packet, kernel, quoted.protocol, backend.revision, slot, wanted).number()
+    let version = version(backend, side(kernel, id));
+    rewrite.send(packet, kernel, quoted.protocol, version, slot, wanted).number()
 }
 
 /// From the wire, about a request of ours that another node's pod got.
@@ -244,11 +245,11 @@ impl<F: Family> Rewrite<'_, F> {
         packet: &mut P,
         kernel: &K,
         protocol: Protocol,
-        revision: u32,
+        version: u32,
         slot: Slot,
         wanted: u32,
     ) -> Verdict {
-        let Some(validity) = Validity::new::<P, K>(kernel, revision) else {
+        let Some(validity) = Validity::new::<P, K>(kernel, version) else {
             return Verdict::PASS;
         };
         let way = Way {

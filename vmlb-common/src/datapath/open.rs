@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use crate::abi::{
     Backend, BackendFlags, ClientKey, Delivery, DeviceFlags, Flow, FlowKey, Frontend, FrontendFlags,
-    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, TagKey, Target,
+    FrontendKey, Plain, Reply, Seen, Service, ServiceFlags, TagKey, Target, Turn,
 };
 use crate::family::Family;
 use crate::flow::selection_hash;
@@ -16,10 +16,9 @@ use crate::wire::{Protocol, TcpFlags, UdpHeader};
 use super::Origin;
 use super::affinity;
 use super::end;
-use super::forward;
 use super::hop::{NOWHERE, device_flags, leaves_by};
 use super::inherited::{holds_replies, is_inherited};
-use super::place::present;
+use super::place::{self, present};
 use super::snat::{self, Tuple};
 use super::translate::address_delta;
 use super::tunnel::PROVED;
@@ -64,8 +63,8 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::drop(Reason::SOURCE_RANGE).number();
     }
     let hash = selection_hash(&reply.flow.client, &transport);
-    let mut mark = 0;
     let target = if is_carried {
+        let mut mark = 0;
         kernel.with_parcel(|parcel| {
             mark = parcel.mark;
             reply.via = parcel.via;
@@ -77,9 +76,18 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let Some(target) = target else {
         return without_backend(&service).number();
     };
-    let Some(backend) = present::<F, K>(kernel, target.backend) else {
+    let side = if is_carried {
+        place::near::<F, K>(kernel, target.backend)
+    } else {
+        place::side(kernel, target.backend)
+    };
+    let Some(backend) = kernel.endpoint(Turn::place(target.backend, side)) else {
         return Verdict::punt(Reason::NO_BACKEND).number();
     };
+    let is_here = backend.flags & BackendFlags::LOCAL != 0;
+    if is_carried && !is_here {
+        return Verdict::drop(Reason::TUNNEL_TARGET).number();
+    }
     kernel.trace(packet, Step::CHOSEN, target.backend);
     let mut space = MaybeUninit::uninit();
     let flow = Flow::<F::Address>::emptied(&mut space);
@@ -90,14 +98,14 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     flow.peer_port = transport.source_port;
     flow.target_port = target.port;
     flow.delivery = Delivery::SNAT;
-    if backend.flags & BackendFlags::LOCAL != 0 || is_carried {
+    flow.turn = place::count(kernel, target.backend).wrapping_sub(1);
+    if is_here {
         let verdict = here(packet, kernel, &service, flow, reply);
         if verdict.is_final() {
             return verdict.number();
         }
     }
-    let is_elsewhere = backend.flags & BackendFlags::LOCAL == 0;
-    if service.flags & ServiceFlags::DSR != 0 && is_elsewhere && backend.node != F::Address::default() {
+    if service.flags & ServiceFlags::DSR != 0 && !is_here && backend.node != F::Address::default() {
         flow.delivery = Delivery::KEPT;
     }
     if is_carried && flow.delivery != Delivery::KEPT {
@@ -125,9 +133,6 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // Another CPU has just opened it; its reservation stands, ours goes, and the packet is found there.
         kernel.remove_reply(Stage::Half, &flow.reply_key(reply.flow.protocol));
         return Verdict::CONTINUE.number();
-    }
-    if mark & PROVED != 0 {
-        forward::promote(kernel, &reply.flow, flow, &flow.reply_key(reply.flow.protocol));
     }
     if service.affinity != 0 && !is_carried {
         affinity::note(kernel, &client, &target);

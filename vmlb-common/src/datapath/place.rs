@@ -14,18 +14,38 @@ pub(super) fn present<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
     backend: u32,
 ) -> Option<&Backend<F::Address>> {
-    let side = kernel.turn(backend)?.turned().side();
-    kernel.endpoint(Turn::place(backend, side))
+    kernel.endpoint(Turn::place(backend, side(kernel, backend)))
+}
+
+/// The present side of a backend.
+#[inline(always)]
+pub(super) fn side<K: Kernel>(kernel: &K, backend: u32) -> u32 {
+    match kernel.turn(backend) {
+        Some(turn) => turn.turned().side(),
+        None => 0,
+    }
+}
+
+/// How often a backend has turned: [`crate::abi::Turned::count`].
+#[inline(always)]
+pub(super) fn count<K: Kernel>(kernel: &K, backend: u32) -> u8 {
+    match kernel.turn(backend) {
+        Some(turn) => turn.turned().count(),
+        None => 0,
+    }
+}
+
+/// What a cached next hop to an endpoint is good for: this revision of this side. The two sides' revisions may be equal.
+#[inline(always)]
+pub(super) const fn version<A>(endpoint: &Backend<A>, side: u32) -> u32 {
+    endpoint.revision.wrapping_mul(2).wrapping_add(side)
 }
 
 /// The side of a backend that is on this node, for packets of another node's tunnel: that node knows better where the VM is, or
 /// makes its new place ready. The present side where neither is.
 #[inline(never)]
 pub(super) fn near<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32) -> u32 {
-    let side = match kernel.turn(backend) {
-        Some(turn) => turn.turned().side(),
-        None => return 0,
-    };
+    let side = side(kernel, backend);
     match kernel.endpoint(Turn::place(backend, side)) {
         Some(endpoint) if endpoint.flags & BackendFlags::LOCAL != 0 => return side,
         _ => {}

@@ -41,8 +41,9 @@ impl<F: Family, K: Kernel + Tables<F>> Search<K> for Ports<'_, F> {
     #[inline(always)]
     fn step(&mut self, kernel: &K, number: u32) -> bool {
         let client_port = self.reply.flow.client_port;
-        let own =
-            number == 0 && kernel.gate(Gate::SNAT_PORTS.entry(client_port)) & Gate::mask(client_port) != 0;
+        let own = number == 0
+            && kernel.gate(Gate::SNAT_PORTS.entry(client_port)) & Gate::mask(client_port) != 0
+            && !self.settings.is_taken(client_port);
         self.tried = number.wrapping_add(1);
         self.flow.peer_port = if own { client_port } else { snat_port(self.settings, self.hash, number) };
         let tuple = reserve(kernel, &self.flow.reply_key(self.reply.flow.protocol), self.reply);

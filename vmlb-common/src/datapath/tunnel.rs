@@ -4,19 +4,20 @@
 //! A packet carries a mark: the backend's tag, because the far node is to serve it by the backend that this one has chosen,
 //! and whether the flow is proved, because the far node keeps flows that nobody has proved where a flood may evict them.
 
-use crate::abi::{DeviceFlags, FlowKey, Tunnel, TunnelShape, Turn};
+use crate::abi::{DeviceFlags, FlowKey, Reply, Tunnel, TunnelShape, Turn};
 use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::kernel::{Kernel, Stage, Step, Tables};
-use crate::packet::{Frame, InIp, InUdp, Packet, Transport, overhead};
+use crate::live::{Live, Slot};
+use crate::packet::{Frame, InIp, InUdp, Packet, Sending, Transport, overhead};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{Be16, Ethernet, Protocol, UdpHeader, VxlanHeader};
+use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
 
 use super::end;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::reply;
-use super::translate::{End, Hops, translate};
+use super::translate::{End, Hops};
 
 /// The bit of a mark that says that the flow is proved; the others are [`crate::abi::Backend::tag`].
 pub(super) const PROVED: u32 = 0x8000;
@@ -71,6 +72,25 @@ pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
             _ => Inside::FOREIGN,
         }
     };
+    if P::SENDING == Sending::Frames && inside == Inside::REPLY {
+        // Out of its wrapping nobody behind XDP would know whose it is: what TC is to send stays as it is.
+        let verdict = Verdict::from_number(if shape == TunnelShape::IP {
+            let Some(frame) = packet.view::<InIp<F::Header, UdpHeader>>() else {
+                return Verdict::PASS.number();
+            };
+            let key = key_of_reply::<F>(&frame.ip, &frame.transport);
+            within_reach::<F, P, K>(packet, kernel, &key)
+        } else {
+            let Some(frame) = packet.view::<InUdp<F::Header, UdpHeader>>() else {
+                return Verdict::PASS.number();
+            };
+            let key = key_of_reply::<F>(&frame.ip, &frame.transport);
+            within_reach::<F, P, K>(packet, kernel, &key)
+        });
+        if verdict.is_defer() {
+            return verdict.number();
+        }
+    }
     let outcome = match inside {
         Inside::FOREIGN => return Verdict::PASS.number(),
         Inside::FORGED => return Verdict::drop(Reason::TUNNEL_SOURCE).number(),
@@ -82,6 +102,59 @@ pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     }
     kernel.trace(packet, Step::UNWRAPPED, outcome);
     outcome
+}
+
+/// The flow of a reply that its backend's node has translated.
+#[inline(always)]
+fn key_of_reply<F: Family>(ip: &F::Header, transport: &UdpHeader) -> FlowKey<F::Address> {
+    FlowKey {
+        client: ip.destination(),
+        frontend: ip.source(),
+        client_port: transport.destination.get(),
+        frontend_port: transport.source.get(),
+        protocol: ip.protocol().number(),
+        pad: 0,
+        pad2: 0,
+    }
+}
+
+/// The backend's side of a flow, and the flow's backend.
+#[inline(always)]
+fn find<'a, F: Family, K: Kernel + Tables<F>>(
+    kernel: &'a K,
+    key: &FlowKey<F::Address>,
+) -> Option<(Stage, u32, Live<'a, Reply<F::Address>>)> {
+    let (stage, flow) = match kernel.flow(Stage::Established, key) {
+        Some(flow) => (Stage::Established, flow),
+        None => (Stage::Half, kernel.flow(Stage::Half, key)?),
+    };
+    let reply = kernel.reply(stage, &flow.copy().reply_key(key.protocol))?;
+    (reply.flow() == *key).then_some((stage, flow.backend(), reply))
+}
+
+/// Whether XDP can send a reply to its client: sees to it that the flow knows the next hop.
+#[inline(never)]
+fn within_reach<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    key: &FlowKey<F::Address>,
+) -> u32 {
+    let (Some((_, _, reply)), Some(validity)) = (find::<F, K>(kernel, key), Validity::new::<P, K>(kernel, 0))
+    else {
+        return Verdict::CONTINUE.number();
+    };
+    hop::aim(packet, kernel, &validity, reply.hop(), &way_to_client::<F>(key)).number()
+}
+
+#[inline(always)]
+fn way_to_client<F: Family>(key: &FlowKey<F::Address>) -> Way<'_, F> {
+    Way {
+        protocol: Protocol::new(key.protocol),
+        source: End { address: &key.frontend, port: key.frontend_port },
+        destination: End { address: &key.client, port: key.client_port },
+        addresses: Delta::ZERO,
+        wanted: DeviceFlags::ANY,
+    }
 }
 
 /// Whose what is inside is, by the gate; notes the mark and the sender in the parcel.
@@ -147,16 +220,34 @@ fn network<K: Kernel>(kernel: &K) -> u32 {
 pub(super) fn carry<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
     let mut id = 0;
     kernel.with_parcel(|parcel| id = parcel.backend);
-    let (Some(backend), Some(slot)) = (place::present::<F, K>(kernel, id), kernel.tunnel_hop(id)) else {
+    let side = place::side(kernel, id);
+    let (Some(backend), Some(slot)) = (kernel.endpoint(Turn::place(id, side)), kernel.tunnel_hop(id)) else {
         return Verdict::drop(Reason::BACKEND_GONE).number();
     };
-    let Some(validity) = Validity::new::<P, K>(kernel, backend.revision) else {
+    let Some(validity) = Validity::new::<P, K>(kernel, place::version(backend, side)) else {
         return Verdict::drop(Reason::NO_TUNNEL).number();
     };
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED).number();
+    };
+    let octets = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
+    let is_request = frame.ip.protocol() != F::ICMP;
     let tag = backend.tag;
     kernel.with_parcel(|parcel| parcel.mark |= tag);
     kernel.trace(packet, Step::CARRIED, id);
-    wrap::<F, P, K>(packet, kernel, &validity, slot, &backend.node, Hops::Counted).number()
+    let verdict = wrap::<F, P, K>(packet, kernel, &validity, slot, &backend.node, Hops::Counted);
+    if is_request && is_sent(verdict) {
+        kernel.account(id, |traffic| {
+            traffic.requests = traffic.requests.wrapping_add(1);
+            traffic.request_octets = traffic.request_octets.wrapping_add(u64::from(octets));
+        });
+    }
+    verdict.number()
+}
+
+#[inline(always)]
+fn is_sent(verdict: Verdict) -> bool {
+    verdict == Verdict::TRANSMIT || verdict == Verdict::REDIRECT
 }
 
 /// A reply, translated, whose client is to get it by the node that it addressed ([`crate::kernel::Parcel::via`]).
@@ -181,7 +272,7 @@ fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     validity: &Validity,
-    slot: crate::live::Slot,
+    slot: Slot,
     node: &F::Address,
     hops: Hops,
 ) -> Verdict {
@@ -209,7 +300,56 @@ fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict;
     }
+    if hops == Hops::Counted && tunnel.returns != 0 {
+        narrow::<F, P>(packet, slot.mtu().saturating_sub(wrapping));
+    }
     Verdict::from_number(seal::<F, P, K>(packet, kernel, slot, node, hops))
+}
+
+/// Lowers what a SYN lets the VM send at once (RFC 9293 section 3.7.1) to what fits the tunnel: all of it comes back this way,
+/// and nobody there could tell the VM that it is too large. The option is looked for where every common stack has it, in front.
+#[inline(never)]
+fn narrow<F: Family, P: Packet>(packet: &mut P, mtu: u32) -> u32 {
+    let headers = (size_of::<F::Header>() + size_of::<TcpHeader>()) as u32;
+    let most = Be16::new(mtu.saturating_sub(headers) as u16);
+    let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() else {
+        return 0;
+    };
+    let is_syn = frame.ip.protocol() == Protocol::TCP && frame.transport.flags().any(TcpFlags::SYN);
+    if !is_syn || frame.transport.length() < size_of::<Syn>() as u32 {
+        return 0;
+    }
+    let Some(frame) = packet.view::<Frame<F::Header, Syn>>() else {
+        return 0;
+    };
+    let old = frame.transport.size;
+    if frame.transport.option.get() != MAXIMUM_SEGMENT_SIZE || old.get() <= most.get() {
+        return 0;
+    }
+    frame.transport.size = most;
+    packet.fix_checksums::<F>(Protocol::TCP, Delta::ZERO, Delta::ZERO, Delta::ZERO.word(old, most));
+    0
+}
+
+/// Kind and length of the option.
+const MAXIMUM_SEGMENT_SIZE: u16 = 0x0204;
+
+/// A TCP header with an option of four octets.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Syn {
+    header: TcpHeader,
+    option: Be16,
+    size: Be16,
+}
+
+// SAFETY: words of alignment 2 behind one another leave no gap.
+unsafe impl Wire for Syn {}
+
+/// Whether replies always come back by the tunnel.
+#[inline(always)]
+pub(super) fn returns_all<K: Kernel>(kernel: &K) -> bool {
+    tunnel(kernel).returns != 0
 }
 
 /// Writes the wrapping and sends the packet by `slot`.
@@ -217,7 +357,7 @@ fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
 fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
-    slot: crate::live::Slot,
+    slot: Slot,
     node: &F::Address,
     hops: Hops,
 ) -> u32 {
@@ -285,33 +425,19 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
-    let key = FlowKey {
-        client: frame.ip.destination(),
-        frontend: frame.ip.source(),
-        client_port: transport.destination_port,
-        frontend_port: transport.source_port,
-        protocol: transport.protocol.number(),
-        pad: 0,
-        pad2: 0,
-    };
-    let (stage, flow) = match kernel.flow(Stage::Established, &key) {
-        Some(flow) => (Stage::Established, flow.copy()),
-        None => match kernel.flow(Stage::Half, &key) {
-            Some(flow) => (Stage::Half, flow.copy()),
-            None => return Verdict::drop(Reason::TUNNEL_FRONTEND).number(),
-        },
-    };
-    let reply = match kernel.reply(stage, &flow.reply_key(key.protocol)) {
-        Some(reply) if reply.flow() == key && reply.revive() => reply,
-        _ => return Verdict::drop(Reason::FLOW_BUSY).number(),
+    let key = key_of_reply::<F>(&frame.ip, &frame.transport);
+    let Some((stage, backend, reply)) = find::<F, K>(kernel, &key) else {
+        return Verdict::drop(Reason::TUNNEL_FRONTEND).number();
     };
     let mut via = F::Address::default();
     kernel.with_parcel(|parcel| via = parcel.via);
-    let side = side_on::<F, K>(kernel, flow.backend, &via);
-    let verdict =
-        Verdict::from_number(place::answered(kernel, flow.backend, side, u32::from(transport.flags.0)));
+    let side = side_on::<F, K>(kernel, backend, &via);
+    let verdict = Verdict::from_number(place::answered(kernel, backend, side, u32::from(transport.flags.0)));
     if verdict.is_final() {
         return verdict.number();
+    }
+    if !reply.revive() {
+        return Verdict::drop(Reason::FLOW_BUSY).number();
     }
     let Some(validity) = Validity::new::<P, K>(kernel, 0) else {
         return Verdict::drop(Reason::NO_ROUTE).number();
@@ -321,39 +447,20 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
     if transport.flags.any(end::ENDS) {
         end::note_reply(kernel, stage, transport.flags, reply);
     }
-    let way = Way {
-        protocol: transport.protocol,
-        source: End { address: &key.frontend, port: key.frontend_port },
-        destination: End { address: &key.client, port: key.client_port },
-        addresses: Delta::ZERO,
-        wanted: DeviceFlags::ANY,
-    };
-    let verdict = hop::aim(packet, kernel, &validity, reply.hop(), &way);
-    if verdict.is_final() {
-        // It is out of its wrapping, and nobody else would know whose it is.
-        return Verdict::drop(verdict.reason()).number();
+    let verdict = hop::send(packet, kernel, &validity, reply.hop(), &way_to_client::<F>(&key));
+    if is_sent(verdict) {
+        kernel.account(backend, |traffic| {
+            traffic.replies = traffic.replies.wrapping_add(1);
+            traffic.reply_octets = traffic.reply_octets.wrapping_add(u64::from(transport.octets));
+        });
     }
-    let verdict = translate::<F, P>(
-        packet,
-        transport.protocol,
-        &way.source,
-        &way.destination,
-        way.addresses,
-        Hops::Counted,
-    );
-    if verdict.is_final() {
-        return verdict.number();
-    }
-    packet.send(reply.hop()).number()
+    verdict.number()
 }
 
 /// Which side of a backend is on the node that sent a packet: the present one, unless only the other is there.
 #[inline(always)]
 fn side_on<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32, node: &F::Address) -> u32 {
-    let side = match kernel.turn(backend) {
-        Some(turn) => turn.turned().side(),
-        None => return 0,
-    };
+    let side = place::side(kernel, backend);
     let is_there = |side| match kernel.endpoint(Turn::place(backend, side)) {
         Some(endpoint) => endpoint.node == *node,
         None => false,

@@ -78,6 +78,10 @@ impl<A: Address + Ord> Side<A> {
     fn hop(&self, id: u32) -> NonNull<Hop> {
         place(&self.hops, id)
     }
+
+    fn tunnel_hop(&self, id: u32) -> NonNull<Hop> {
+        place(&self.tunnel_hops, id)
+    }
 }
 
 fn place(hops: &RefCell<BTreeMap<u32, Rc<UnsafeCell<Hop>>>>, id: u32) -> NonNull<Hop> {
@@ -140,6 +144,19 @@ impl Node {
     pub fn hop<F: HostFamily>(&self, id: u32) -> Hop {
         // SAFETY: the cell lives as long as the node; the value is copied whole.
         unsafe { F::side(self).hop(id).read() }
+    }
+
+    /// Writes the cached next hop of the tunnel to a backend's node.
+    pub fn set_hop_to_node<F: HostFamily>(&mut self, id: u32, to: Hop) {
+        let place = F::side(self).tunnel_hop(id);
+        // SAFETY: no packet is under way while the node is borrowed exclusively.
+        unsafe { place.write(to) };
+    }
+
+    /// The cached next hop of the tunnel to a backend's node.
+    pub fn hop_to_node<F: HostFamily>(&self, id: u32) -> Hop {
+        // SAFETY: the cell lives as long as the node; the value is copied whole.
+        unsafe { F::side(self).tunnel_hop(id).read() }
     }
 
     /// Writes a flow's client side alone.
@@ -280,9 +297,8 @@ impl<F: HostFamily> Tables<F> for Node {
 
     fn tunnel_hop(&self, id: u32) -> Option<Slot> {
         self.looked_up();
-        let hops = &F::side(self).tunnel_hops;
         // SAFETY: the cell lives as long as the node.
-        (id < self.capacities().backends).then(|| unsafe { Slot::new(place(hops, id)) })
+        (id < self.capacities().backends).then(|| unsafe { Slot::new(F::side(self).tunnel_hop(id)) })
     }
 
     fn with_parcel(&self, use_it: impl FnOnce(&mut Parcel<F::Address>)) {

@@ -135,6 +135,27 @@ fn over_ipv6_the_flow_label_names_the_backend() {
 }
 
 #[test]
+fn in_the_udp_shape_the_words_before_the_network_name_the_backend() {
+    let tunnel = Tunnel { shape: 2, returns: 0, port: 44_789, network: 0x0012_3456 };
+    for (client, frontend, here, node) in [
+        ("198.51.100.9:5000", "192.0.2.1:80", "192.0.2.1", "192.0.2.2"),
+        ("[2001:db8::9]:5000", "[2001:db8::1]:80", "fd00::1", "fd00::2"),
+    ] {
+        let inner = Packet::new(client.parse().unwrap(), frontend.parse().unwrap(), TTL, PROBE).unwrap();
+        let (here, node): (IpAddr, IpAddr) = (here.parse().unwrap(), node.parse().unwrap());
+        let packet = inner.within_udp(here, node, 0x1234, tunnel).unwrap();
+        let sliced = SlicedPacket::from_ip(packet.octets()).unwrap();
+        let Some(TransportSlice::Udp(udp)) = sliced.transport else { panic!("no UDP") };
+        assert_eq!((udp.source_port(), udp.destination_port(), udp.checksum()), (0xc000, 44_789, 0));
+        assert_eq!(usize::from(udp.length()), 8 + 8 + 14 + inner.octets().len());
+        let vxlan = [0x08, 0, 0x92, 0x34, 0x12, 0x34, 0x56, 0];
+        let kind = if here.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+        assert_eq!(udp.payload(), [vxlan.as_slice(), &[0; 12], &kind, inner.octets()].concat());
+        assert_eq!(packet.next(), node);
+    }
+}
+
+#[test]
 fn ends_of_two_families_make_no_packet() {
     let (v4, v6) = (ends(false, 1), ends(true, 1));
     assert_eq!(Packet::new(v4.0, v6.1, TTL, PROBE), None);

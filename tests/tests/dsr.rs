@@ -1,0 +1,150 @@
+//! The client's address kept on the way to another node: requests by the tunnel, replies from the VM's node.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use vmlb_tests::address::Family;
+use vmlb_tests::agent::Flags;
+use vmlb_tests::cluster::Cluster;
+use vmlb_tests::namespace::Namespace;
+use vmlb_tests::requests::{self, Conversation};
+use vmlb_tests::service::Service;
+use vmlb_tests::skip::unless_unable;
+use vmlb_tests::topology::Attachment;
+use vmlb_tests::{probe, servers};
+
+/// Octets of a transfer.
+const OCTETS: u64 = 3_000_000;
+
+/// The ways to wrap, and the hooks that do it.
+const SHAPES: [&str; 2] = ["ip", "udp"];
+const DEVICES: [&str; 2] = ["eth0=xdp", "eth0=tc"];
+
+fn flags(device: &str, shape: &str, others: &[&str]) -> Flags {
+    let tunnel = ["--forwarding", "dsr", "--tunnel", shape].into_iter().chain(others.iter().copied());
+    Flags { device: device.to_owned(), others: tunnel.map(str::to_owned).collect() }
+}
+
+#[test]
+fn a_vm_of_another_node_sees_the_client_and_answers_it_directly() {
+    unless_unable("a_vm_of_another_node_sees_the_client_and_answers_it_directly", || {
+        for device in DEVICES {
+            for shape in SHAPES {
+                let cluster = Cluster::serving(Attachment::Routed, &flags(device, shape, &[]))?;
+                for family in Family::ALL {
+                    sees_the_client(&cluster, family)
+                        .with_context(|| format!("{device}, {shape}, {family}"))?;
+                    let sent = downloads(&cluster, family)
+                        .with_context(|| format!("{device}, {shape}, {family}: a download"))?;
+                    // What passes the node that the client addressed are its acknowledgments.
+                    ensure!(sent < OCTETS / 4, "{device}, {shape}, {family}: the node sent {sent} octets");
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn replies_go_by_the_node_that_was_addressed_where_they_are_told_to() {
+    unless_unable("replies_go_by_the_node_that_was_addressed_where_they_are_told_to", || {
+        for device in DEVICES {
+            let flags = flags(device, "ip", &["--dsr-return", "ingress"]);
+            let cluster = Cluster::serving(Attachment::Bridged, &flags)?;
+            for family in Family::ALL {
+                sees_the_client(&cluster, family).with_context(|| format!("{device}, {family}"))?;
+                let sent = downloads(&cluster, family)?;
+                ensure!(sent > OCTETS, "{device}, {family}: the node sent {sent} octets");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn transfers_complete_where_the_way_to_the_client_takes_less() {
+    unless_unable("transfers_complete_where_the_way_to_the_client_takes_less", || {
+        for device in DEVICES {
+            let cluster = Cluster::serving(Attachment::Routed, &flags(device, "ip", &[]))?;
+            for (family, mtu) in Family::ALL.into_iter().flat_map(|family| [(family, 1400), (family, 1280)]) {
+                let client = cluster.topology.clients[0].addresses.of(family);
+                cluster
+                    .topology
+                    .router
+                    .ip(&format!("route replace {client} dev client1 mtu lock {mtu}\n"))?;
+                let frontend = cluster.frontend("second", servers::BULK, 0, family)?;
+                let what = || format!("{device}, {family}, MTU {mtu}");
+                cluster.client().run(|| requests::download(frontend, OCTETS, 0)).with_context(what)?;
+                cluster.client().run(|| requests::upload(frontend, OCTETS, 0)).with_context(what)?;
+                let vm = &cluster.find("vm02")?.namespace;
+                vm.output("ip", &["route", "flush", "cache"])?;
+                vm.output("ip", &["-6", "route", "flush", "cache"])?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// The VM welcomes the client by HTTP and by UDP, and sees the client's address.
+fn sees_the_client(cluster: &Cluster, family: Family) -> Result<()> {
+    let client = cluster.topology.clients[0].addresses.of(family);
+    let http = cluster.frontend("second", servers::HTTP, 0, family)?;
+    let answer = cluster.client().run(|| requests::http(http, "/"))?;
+    ensure!((answer.pod(), answer.client) == ("vm02", client), "{} saw {}", answer.pod(), answer.client);
+    let udp = cluster.frontend("second", servers::ECHO, 0, family)?;
+    let socket = cluster.client().run(|| requests::datagrams(udp))?;
+    for _ in 0..5 {
+        let (pod, seen) = requests::who(&socket)?;
+        ensure!((pod.as_str(), seen) == ("vm02", client), "{pod} saw {seen} over UDP");
+    }
+    Ok(())
+}
+
+/// Downloads from the VM; the octets that the node which the client addressed has sent meanwhile.
+fn downloads(cluster: &Cluster, family: Family) -> Result<u64> {
+    let frontend = cluster.frontend("second", servers::BULK, 0, family)?;
+    let router = &cluster.topology.router;
+    let before = sent(router)?;
+    cluster.client().run(|| requests::download(frontend, OCTETS, 0))?;
+    Ok(sent(router)? - before)
+}
+
+/// Octets that the first node has sent, as the far end of its cable counts them.
+fn sent(router: &Namespace) -> Result<u64> {
+    let text = router.output("ip", &["-s", "-j", "link", "show", "dev", "node1"])?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    links[0]["stats64"]["rx"]["bytes"].as_u64().with_context(|| format!("no counter in {text}"))
+}
+
+#[test]
+fn a_service_that_changes_between_snat_and_dsr_cuts_nothing() {
+    unless_unable("a_service_that_changes_between_snat_and_dsr_cuts_nothing", || {
+        let mut cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
+        for family in Family::ALL {
+            changes(&mut cluster, family).with_context(|| format!("{family}"))?;
+        }
+        Ok(())
+    });
+}
+
+fn changes(cluster: &mut Cluster, family: Family) -> Result<()> {
+    let client = cluster.topology.clients[0].addresses.of(family);
+    let node = cluster.topology.nodes[0].addresses.of(family);
+    let lines = cluster.frontend("second", servers::LINES, 0, family)?;
+    let http = cluster.frontend("second", servers::HTTP, 0, family)?;
+    let mut open: Vec<Conversation> = Vec::new();
+    for (forwarding, seen) in [("dsr", client), ("snat", node), ("dsr", client)] {
+        for _ in 0..50 {
+            open.push(cluster.client().run(|| Conversation::open(lines))?);
+        }
+        let service = Service { forwarding: Some(forwarding), ..Service::all_servers("second", 31200) };
+        cluster.publish(service, &["vm02"])?;
+        probe::wait("new connections by the other way", Duration::from_secs(10), || {
+            Ok(cluster.client().run(|| requests::http(http, "/"))?.client == seen)
+        })?;
+        for conversation in &mut open {
+            conversation.ask("still there").with_context(|| format!("after the change to {forwarding}"))?;
+        }
+    }
+    Ok(())
+}
