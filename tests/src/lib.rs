@@ -45,8 +45,13 @@ pub mod topology;
 
 /// The binary `demo`, which cargo builds beside the tests: `demo serve NAME` is what runs in pods.
 pub fn server_binary() -> Result<PathBuf> {
+    program("demo")
+}
+
+/// A program of this package, which cargo builds beside the tests.
+pub fn program(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe().context("asking for this program's path")?;
     // Tests live one folder deeper than binaries.
-    let mut candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join("demo"));
-    candidates.find(|path| path.is_file()).with_context(|| format!("no `demo` beside {}", this.display()))
+    let mut candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    candidates.find(|path| path.is_file()).with_context(|| format!("no `{name}` beside {}", this.display()))
 }

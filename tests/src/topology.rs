@@ -100,6 +100,8 @@ impl Topology {
         let host = self.nodes.iter().find(|node| node.name == old.node).context("no such node")?;
         let index = (0..host.pods).find(|&index| address::pod(host.index, index) == old.addresses);
         let index = index.context("its addresses are its own")?;
+        // A namespace lets go of its devices some time after its end.
+        host.namespace.ip(&format!("link del {}\n", old.device))?;
         drop(old);
         let namespace = Namespace::create(&self.prefix.name(name))?;
         Pod::start(host, index, name, workload, namespace).with_context(|| format!("making pod {name}"))

@@ -257,8 +257,9 @@ fn wait_until(time: SystemTime) {
 fn service(name: &str, first: u16, policy: Policy) -> Service {
     let mut service = Service::all_servers(name, first);
     service.policy = policy;
-    for (name, target, node_port) in [("push", servers::PUSH, first + 50), ("crowd", crowd::PORT, first + 51)]
-    {
+    let [one, other] = crowd::PORTS;
+    for (name, target) in [("push", servers::PUSH), ("crowd1", one), ("crowd2", other)] {
+        let node_port = first + u16::try_from(service.ports.len()).unwrap_or_default();
         service.ports.push(Port { name, protocol: Protocol::Tcp, node_port, target });
     }
     service
