@@ -281,14 +281,17 @@ impl Watched {
             targets: 512,
             eligible: 512,
             ranges: 256,
-            tags: 256,
+            tags: 512,
             nodes: 64,
         }))
     }
 
     /// A flow by one of the frontends, to whatever its first slot holds.
     pub fn open(&mut self, number: u8) {
-        let served: Vec<_> = self.0.served().into_iter().filter(|(_, met)| !met.slots.is_empty()).collect();
+        let served = self.0.served().into_iter();
+        let served: Vec<_> = served
+            .filter(|((address, ..), met)| !address.is_unspecified() && !met.slots.is_empty())
+            .collect();
         let mut flows = InFlows::default();
         if !served.is_empty() {
             let ((address, port, protocol), met) = &served[usize::from(number) % served.len()];
