@@ -494,7 +494,6 @@ impl Sync {
     #[must_use]
     pub fn tasks(&self) -> Vec<Task> {
         let Some(installation) = &self.installation else { return Vec::new() };
-        let has_vmis = self.listed.contains(&Kind::Vmi) && self.index.has_vmis();
         let task = |(identity, progress): (&Identity, &Progress)| {
             let backend = installation.backend_id(identity)?;
             let view = self.desired.backend(identity)?;
@@ -516,7 +515,7 @@ impl Sync {
                 endpoints: end.addresses.iter().map(endpoint).collect(),
                 known: progress.known,
                 turned: progress.turned,
-                probe: progress.probe(has_vmis),
+                probe: progress.probe(self.index.vmi(identity).is_some()),
             })
         };
         let mut tasks: Vec<Task> = self.fleet.under_way().filter_map(task).collect();
