@@ -61,6 +61,19 @@ struct World {
     now: Moment,
 }
 
+const CAPACITY: Capacity = Capacity {
+    services: 8,
+    slots: 2048,
+    backends: 8,
+    frontends: 8,
+    pods: 16,
+    targets: 16,
+    eligible: 16,
+    ranges: 8,
+    tags: 16,
+    nodes: 8,
+};
+
 /// Tables that accept no write to where packets go, and none that changes nothing.
 struct Guarded(Memory);
 
@@ -156,7 +169,7 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             sync: Sync::new("n1", Serving::default()),
-            tables: Guarded(Memory::default()),
+            tables: Guarded(Memory::new(CAPACITY)),
             objects: BTreeMap::new(),
             begun: Instant::now(),
             now: Moment { monotonic: 1_000_000_000_000, wall: 1_800_000_000_000 },
