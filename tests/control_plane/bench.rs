@@ -72,7 +72,7 @@ pub fn run(services: usize, endpoints: usize) -> Figures {
         targets: count,
         eligible: count,
         ranges: count,
-        tags: 256,
+        tags: 1 << 16,
         nodes: 64,
     };
     let mut tables = Memory::new(capacity);

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use vmlb_agent::desired::Frontend;
 use vmlb_agent::facts::{NodeAddress, NodeFacts};
+use vmlb_agent::migration::Moment;
 use vmlb_agent::object::{Kind, ObjectRef};
 use vmlb_agent::plan::text_of;
 use vmlb_agent::serving::{Serving, SourceRanges};
@@ -14,7 +15,7 @@ use vmlb_agent::sync::Sync;
 use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::tables::{Capacity, Change, InFlows, Record, Tables, address4, address6};
 use vmlb_agent::watch::{Event, document};
-use vmlb_common::abi::{Gate, Service, Target, TargetKey, Turn};
+use vmlb_common::abi::{Arrival, Gate, Service, Target, TargetKey, Turn};
 use vmlb_common::wire::Protocol;
 
 /// Something that happens.
@@ -26,6 +27,16 @@ pub enum Step {
     Slice { name: u8, service: u8, v6: bool, endpoints: Vec<(u8, u8)> },
     /// A pod appears or changes.
     Pod { name: u8, vm: u8, finished: bool, node: u8, address: u8, weight: u8 },
+    /// KubeVirt says where a VM is, and of a migration to a pod: it has begun, it is over, it has failed.
+    Vmi { vm: u8, node: u8, target: u8, word: u8 },
+    /// The migration of a pod has failed, or not.
+    Job { target: u8, failed: bool },
+    /// A VM shows itself where it is expected, if one is; and the agent hears of it, or does not.
+    Arrival { number: u8, heard: bool },
+    /// Time passes, in steps of 20 s.
+    Pass { times: u8 },
+    /// A Node appears or changes.
+    Node { name: u8, address: u8 },
     /// An object goes.
     Delete { kind: u8, name: u8 },
     /// The node's addresses change.
@@ -70,12 +81,17 @@ pub fn step() -> impl Strategy<Value = Step> {
         4 => service,
         6 => slice,
         6 => pod,
-        4 => (0u8..3, 0u8..6).prop_map(|(kind, name)| Step::Delete { kind, name }),
+        4 => (0u8..6, 0u8..6).prop_map(|(kind, name)| Step::Delete { kind, name }),
         1 => any::<(bool, bool)>().prop_map(|(first, second)| Step::Addresses { first, second }),
         2 => (0u8..8).prop_map(|frontend| Step::Flow { frontend }),
         6 => Just(Step::Write),
         2 => (0u8..40).prop_map(|after| Step::Fail { after }),
         1 => Just(Step::Restart),
+        2 => (0u8..3, 0u8..2, 0u8..6, 0u8..6).prop_map(|(vm, node, target, word)| Step::Vmi { vm, node, target, word }),
+        1 => (0u8..6, any::<bool>()).prop_map(|(target, failed)| Step::Job { target, failed }),
+        3 => (0u8..4, any::<bool>()).prop_map(|(number, heard)| Step::Arrival { number, heard }),
+        1 => (0u8..5).prop_map(|times| Step::Pass { times }),
+        1 => (0u8..3, 0u8..3).prop_map(|(name, address)| Step::Node { name, address }),
     ]
 }
 
@@ -84,16 +100,28 @@ pub fn step() -> impl Strategy<Value = Step> {
 pub struct World {
     objects: BTreeMap<ObjectRef, Value>,
     addresses: BTreeSet<IpAddr>,
+    /// The time.
+    pub now: Moment,
 }
+
+/// The kinds that can be deleted, and how their names begin.
+const KINDS: [(Kind, &str); 6] = [
+    (Kind::Service, "s"),
+    (Kind::EndpointSlice, "e"),
+    (Kind::Pod, "p"),
+    (Kind::Node, "n"),
+    (Kind::Vmi, "vm"),
+    (Kind::Migration, "m"),
+];
 
 impl World {
     /// Takes a step; returns the event it makes, if it makes one.
     pub fn take(&mut self, step: &Step) -> Vec<Event> {
         let object = match step {
             Step::Delete { kind, name } => {
-                let (kind, word) =
-                    [(Kind::Service, "s"), (Kind::EndpointSlice, "e"), (Kind::Pod, "p")][usize::from(*kind)];
-                return self.delete(&ObjectRef::new(kind, "a", &format!("{word}{name}")));
+                let (kind, word) = KINDS[usize::from(*kind)];
+                let namespace = if kind == Kind::Node { "" } else { "a" };
+                return self.delete(&ObjectRef::new(kind, namespace, &format!("{word}{name}")));
             }
             Step::Addresses { first, second } => {
                 let known = [(*first, [192, 0, 2, 1]), (*second, [192, 0, 2, 2])];
@@ -111,7 +139,24 @@ impl World {
             Step::Pod { name, vm, finished, node, address, weight } => {
                 pod(*name, *vm, *finished, *node, *address, *weight)
             }
-            Step::Flow { .. } | Step::Write | Step::Fail { .. } | Step::Restart => return Vec::new(),
+            Step::Vmi { vm, node, target, word } => vmi(*vm, *node, *target, *word),
+            Step::Job { target, failed } => json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
+                "metadata": {"name": format!("m{target}"), "namespace": "a", "uid": format!("job-{target}")},
+                "spec": {"vmiName": "vm"}, "status": {"phase": if *failed { "Failed" } else { "Running" }},
+            }),
+            Step::Node { name, address } => json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{name}")},
+                "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{}", 10 + address)}]},
+            }),
+            Step::Pass { times } => {
+                let passed = u64::from(*times) * 20_000_000_000;
+                self.now = self.now.at(self.now.monotonic + passed);
+                return Vec::new();
+            }
+            Step::Arrival { .. } | Step::Flow { .. } | Step::Write | Step::Fail { .. } | Step::Restart => {
+                return Vec::new();
+            }
         };
         let events = events(&object);
         for event in &events {
@@ -138,7 +183,7 @@ impl World {
                 all.reverse();
             }
         }
-        all.extend(Kind::ALL.map(Event::Listed));
+        all.extend(Kind::EVERY.map(Event::Listed));
         all
     }
 
@@ -152,6 +197,7 @@ impl World {
         let serving = Serving { external_ips: true, source_ranges: SourceRanges::All, ..Serving::default() };
         let mut sync = Sync::new("n0", serving);
         sync.facts(self.facts());
+        sync.tick(self.now);
         for event in self.all(turn) {
             sync.apply(event);
         }
@@ -245,13 +291,32 @@ fn slice(name: u8, service: u8, v6: bool, endpoints: &[(u8, u8)]) -> Value {
     })
 }
 
+fn vmi(vm: u8, node: u8, target: u8, word: u8) -> Value {
+    let stamp = "2026-11-20T10:01:00Z";
+    let state = match word {
+        0 => json!({}),
+        1 => json!({"startTimestamp": stamp}),
+        2 => json!({"startTimestamp": stamp, "targetNodeDomainReadyTimestamp": stamp}),
+        3 => json!({"startTimestamp": stamp, "completed": true}),
+        4 => json!({"completed": true, "failed": true}),
+        _ => json!({"startTimestamp": stamp, "abortRequested": true}),
+    };
+    let mut object = json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+        "metadata": {"name": format!("vm{vm}"), "namespace": "a", "uid": format!("vmi-{vm}")},
+        "status": {"nodeName": format!("n{node}"), "migrationState": state},
+    });
+    object["status"]["migrationState"]["targetPod"] = format!("p{target}").into();
+    object
+}
+
 fn pod(name: u8, vm: u8, finished: bool, node: u8, place: u8, weight: u8) -> Value {
     // Half of them say nothing, one is wrong.
     let weights =
         [json!({"vmlb.io/weight": "0"}), json!({"vmlb.io/weight": "50"}), json!({"vmlb.io/weight": "x"})];
     let annotations = weights.get(usize::from(weight)).cloned().unwrap_or(json!({}));
     let labels = if vm < 3 {
-        json!({"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": format!("vmi-{vm}"), "vm.kubevirt.io/name": format!("vm{vm}")})
+        json!({"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": format!("vmi-{vm}"), "vm.kubevirt.io/name": format!("vm{vm}"), "kubevirt.io/migrationJobUID": format!("job-{name}")})
     } else {
         json!({})
     };
@@ -281,14 +346,17 @@ impl Watched {
             targets: 512,
             eligible: 512,
             ranges: 256,
-            tags: 256,
+            tags: 512,
             nodes: 64,
         }))
     }
 
     /// A flow by one of the frontends, to whatever its first slot holds.
     pub fn open(&mut self, number: u8) {
-        let served: Vec<_> = self.0.served().into_iter().filter(|(_, met)| !met.slots.is_empty()).collect();
+        let served = self.0.served().into_iter();
+        let served: Vec<_> = served
+            .filter(|((address, ..), met)| !address.is_unspecified() && !met.slots.is_empty())
+            .collect();
         let mut flows = InFlows::default();
         if !served.is_empty() {
             let ((address, port, protocol), met) = &served[usize::from(number) % served.len()];
@@ -299,6 +367,36 @@ impl Watched {
             flows.frontends.insert(Frontend { address: *address, port: *port, protocol });
         }
         self.0.set_flows(flows);
+    }
+
+    /// The datapath turns one of the backends that are expected elsewhere.
+    pub fn arrive(&mut self, number: u8, at: u64) -> Option<Arrival> {
+        let expected: Vec<u32> = (1..32).filter(|id| self.0.turned(*id).is_expected()).collect();
+        let id = expected.get(usize::from(number) % expected.len().max(1))?;
+        self.0.arrive(*id, at)
+    }
+
+    /// Endpoints that packets may go by at this moment are not written, and none is written as it is.
+    fn keep_present(&self, change: &Change) {
+        let (place, flags, address): (u32, u32, IpAddr) = match change {
+            Change::Put(Record::Backend4(place, end)) => (*place, end.flags, end.address.octets.into()),
+            Change::Put(Record::Backend6(place, end)) => (*place, end.flags, end.address.octets.into()),
+            Change::Put(Record::Pod4(key, pod)) => {
+                return assert_ne!(self.0.pod(key.octets.into()), Some(*pod), "{change:?} changes nothing");
+            }
+            Change::Put(Record::Pod6(key, pod)) => {
+                return assert_ne!(self.0.pod(key.octets.into()), Some(*pod), "{change:?} changes nothing");
+            }
+            _ => return,
+        };
+        // What goes, goes by its flags, which are written first.
+        if flags == 0 {
+            return;
+        }
+        let (turned, there) = (self.0.turned(place / 2), self.0.endpoints(place / 2, place % 2));
+        let is_empty = there.iter().all(|(known, _)| known.is_ipv4() != address.is_ipv4());
+        assert!(turned.side() != place % 2 || is_empty, "{change:?} is written where packets go");
+        assert!(!turned.is_expected(), "{change:?} is written where the VM may show itself");
     }
 
     /// A flow that is there and that the gate keeps out.
@@ -334,6 +432,7 @@ impl Tables for Watched {
         after.write(changes)?;
         let (was, will_be) = (before.served(), after.served());
         for change in changes {
+            self.keep_present(change);
             let had_fault = self.0.fault().is_some();
             self.0.write(std::slice::from_ref(change))?;
             let fault = self.0.fault().filter(|_| !had_fault);

@@ -82,6 +82,7 @@ proptest! {
                 sync.apply(event);
             }
             sync.facts(world.facts());
+            sync.tick(world.now);
             match step {
                 Step::Write => {
                     tables.0.fail_after(None);
@@ -96,6 +97,10 @@ proptest! {
                     sync.sync(&mut tables, now);
                 }
                 Step::Flow { frontend } => tables.open(*frontend),
+                Step::Arrival { number, heard } => {
+                    let arrival = tables.arrive(*number, world.now.monotonic);
+                    arrival.iter().filter(|_| *heard).for_each(|arrival| sync.arrived(arrival));
+                }
                 Step::Restart => sync = world.sync(turn),
                 _ => {}
             }

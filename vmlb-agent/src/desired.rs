@@ -391,8 +391,11 @@ impl Desired {
     }
 }
 
+/// Who answers for a port.
+type Targets = Few<(Identity, u16)>;
+
 /// The tables of a Service, and who answers for them.
-fn tables_of(view: &ServiceView) -> BTreeMap<TableKey, (&service::TableView, &Few<(Identity, u16)>)> {
+fn tables_of(view: &ServiceView) -> BTreeMap<TableKey, (&service::TableView, &Targets)> {
     let of_port = |port| {
         let tables = service::PortView::tables(port);
         tables.map(move |(key, table)| (key, (table, &port.targets)))

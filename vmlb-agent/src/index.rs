@@ -229,12 +229,6 @@ impl Index {
         self.vmis.get(self.vmi_names.get(identity)?)
     }
 
-    /// Whether KubeVirt says anything of any VM.
-    #[must_use]
-    pub fn has_vmis(&self) -> bool {
-        !self.vmis.is_empty()
-    }
-
     /// Whether a migration (by its UID) has failed.
     #[must_use]
     pub fn has_failed(&self, job: &str) -> bool {

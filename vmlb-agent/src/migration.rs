@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub mod fleet;
 pub mod machine;
+#[cfg(test)]
+mod tests;
 
 /// A moment on two clocks: the one by which the datapath tells times, and the one by which people do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -323,15 +323,15 @@ impl Sync {
 
     /// Says where VMs with several pods are.
     fn place(&mut self, vms: &BTreeSet<Identity>) {
-        let Self { fleet, index, desired, installation, .. } = self;
+        let Self { fleet, index, desired, installation, has_synced, .. } = self;
         let installed = |index: &Index, identity: &Identity| {
             let ends = installation.as_ref()?.installed_ends(identity);
             present_pod(index, identity, &ends)
         };
         let is_usable = |index: &Index, identity: &Identity| match desired.backend(identity) {
-            Some(_) => desired.is_chosen(identity),
+            Some(_) if *has_synced => desired.is_chosen(identity),
             // Nobody knows how it was before: the gates aside, its pod does.
-            None => index.pods_of(identity).0.is_none_or(|pod| pod.contained != Some(false)),
+            _ => index.pods_of(identity).0.is_none_or(|pod| pod.contained != Some(false)),
         };
         let around = Circumstances { installed: &installed, is_usable: &is_usable, now: self.now };
         for identity in vms {
@@ -494,7 +494,6 @@ impl Sync {
     #[must_use]
     pub fn tasks(&self) -> Vec<Task> {
         let Some(installation) = &self.installation else { return Vec::new() };
-        let has_vmis = self.listed.contains(&Kind::Vmi) && self.index.has_vmis();
         let task = |(identity, progress): (&Identity, &Progress)| {
             let backend = installation.backend_id(identity)?;
             let view = self.desired.backend(identity)?;
@@ -516,7 +515,7 @@ impl Sync {
                 endpoints: end.addresses.keys().map(endpoint).collect(),
                 known: progress.known,
                 turned: progress.turned,
-                probe: progress.probe(has_vmis),
+                probe: progress.probe(self.index.vmi(identity).is_some()),
             })
         };
         let mut tasks: Vec<Task> = self.fleet.under_way().filter_map(task).collect();

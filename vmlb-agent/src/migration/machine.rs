@@ -146,12 +146,12 @@ impl Progress {
 
     /// Since when the target is to be asked whether the VM is there.
     #[must_use]
-    pub fn probe(&self, vmis_are_watched: bool) -> Option<Moment> {
+    pub fn probe(&self, vmi_is_known: bool) -> Option<Moment> {
         if !matches!(self.stage, Stage::Known | Stage::Primed) {
             return None;
         }
         let started = self.signals.iter().find(|signal| signal.sign == Sign::Started);
-        started.map(|signal| signal.at).or((!vmis_are_watched).then_some(self.known))
+        started.map(|signal| signal.at).or((!vmi_is_known).then_some(self.known))
     }
 }
 

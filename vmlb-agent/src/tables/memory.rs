@@ -8,7 +8,7 @@ use vmlb_common::abi::{
     Arrival, ArrivalSign, Backend, BackendName, Device, EligibleKey, Frontend, FrontendFlags, FrontendKey,
     Gate, Pod, RangeKey, Role, Service, ServiceName, TagKey, Target, TargetKey, Turn, Turned,
 };
-use vmlb_common::family::{Address4, Address6};
+use vmlb_common::family::{Address, Address4, Address6};
 use vmlb_common::wire::Protocol;
 
 use crate::index::slice::Family;
@@ -200,15 +200,17 @@ impl Memory {
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         let v4 = self.frontends4.iter();
-        let v4 = v4.map(|(key, value)| (value, key.port, Gate::hash(&key.address), Family::V4));
+        let v4 = v4.map(|(key, value)| (value, key.port, gated(&key.address), Family::V4));
         let v6 = self.frontends6.iter();
-        let v6 = v6.map(|(key, value)| (value, key.port, Gate::hash(&key.address), Family::V6));
+        let v6 = v6.map(|(key, value)| (value, key.port, gated(&key.address), Family::V6));
         let mut served = BTreeSet::new();
         for (Frontend { service, flags }, port, hash, family) in v4.chain(v6) {
             if flags & FrontendFlags::RANGES != 0 && !self.has_ranges(*service, family) {
                 return Some(format!("a frontend of service {service} admits nobody"));
             }
-            if !self.gate(Gate::FRONTEND_PORTS, port) || !self.gate(Gate::FRONTEND_ADDRESSES, hash) {
+            let shut =
+                |hash| !self.gate(Gate::FRONTEND_PORTS, port) || !self.gate(Gate::FRONTEND_ADDRESSES, hash);
+            if hash.is_some_and(shut) {
                 return Some(format!("a frontend of service {service} is behind a closed gate"));
             }
             served.insert(*service);
@@ -323,6 +325,11 @@ impl Memory {
             RecordKey::BackendName(id) => drop(self.backend_names.remove(id)),
         }
     }
+}
+
+/// The gate's bit of a frontend's address; what stands for other nodes' addresses has none.
+fn gated<A: Address>(address: &A) -> Option<u16> {
+    (*address != A::default()).then(|| Gate::hash(address))
 }
 
 /// An array's entry; zeros are as good as nothing.
