@@ -140,14 +140,16 @@ impl Site {
 
     /// Waits until every agent serves both Services.
     pub fn wait_until_serving(&mut self) -> Result<()> {
-        let published: Vec<_> = self
-            .services
-            .iter()
-            .map(|service| Published { service: service.clone(), pods: vec![service.name.clone()] })
-            .collect();
+        let home = self.launcher.pod.node.clone();
         for (agent, node) in self.agents.iter_mut().zip(&self.topology.nodes) {
+            let published = self.services.iter().map(|service| {
+                // The VM's Service bears its name, and so does the other.
+                let away = service.policy == Policy::Local && node.name != home;
+                let pods = if away { Vec::new() } else { vec![service.name.clone()] };
+                Published { service: service.clone(), pods }
+            });
             if let Some(agent) = agent {
-                agent.wait_until_serving(node, &published)?;
+                agent.wait_until_serving(node, &published.collect::<Vec<_>>())?;
             }
         }
         Ok(())
