@@ -263,14 +263,24 @@ impl Index {
         (of(&placement.present).or(live.last().copied()), other)
     }
 
+    /// Whether a pod has an address, or is listed at it.
+    #[must_use]
+    pub fn is_at(&self, pod: &Pod, address: IpAddr) -> bool {
+        pod.addresses.contains(&address)
+            || self.listings(&pod.name).any(|endpoint| endpoint.address == address)
+    }
+
     /// Whether a slice lists a pod as ready.
     #[must_use]
     pub fn is_listed_ready(&self, pod: &Name) -> bool {
+        self.listings(pod).any(|endpoint| endpoint.ready)
+    }
+
+    /// The endpoints that are a pod.
+    fn listings<'a>(&'a self, pod: &'a Name) -> impl Iterator<Item = &'a Endpoint> {
         let services = self.references.get(&Reference::Pod(pod.clone())).into_iter().flat_map(Few::keys);
-        let mut endpoints =
-            services.flat_map(|service| self.slices(service)).flat_map(|slice| &slice.endpoints);
-        endpoints
-            .any(|endpoint| endpoint.ready && endpoint.pod.as_ref().is_some_and(|target| target.name == *pod))
+        let endpoints = services.flat_map(|service| self.slices(service)).flat_map(|slice| &slice.endpoints);
+        endpoints.filter(move |endpoint| endpoint.pod.as_ref().is_some_and(|target| target.name == *pod))
     }
 
     /// The pods of a backend that have not ended; the last is where it runs, see [`Pod::precedence`].

@@ -534,7 +534,7 @@ impl Sync {
 /// The pod of a VM that is at these addresses; of several with one address the one on the node that has the other.
 fn present_pod(index: &Index, identity: &Identity, ends: &[(IpAddr, Option<IpAddr>)]) -> Option<Name> {
     let pods = index.live_pods(identity);
-    let is_at = |pod: &&&Pod| ends.iter().any(|(address, _)| pod.addresses.contains(address));
+    let is_at = |pod: &&&Pod| !ends.is_empty() && ends.iter().all(|(address, _)| index.is_at(pod, *address));
     let at: Vec<&Pod> = pods.iter().filter(is_at).copied().collect();
     if let [pod] = at[..] {
         return Some(pod.name.clone());
