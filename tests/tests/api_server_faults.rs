@@ -134,7 +134,7 @@ impl Stage {
     }
 
     fn wait_watching(&self) -> Result<()> {
-        wait("four watches are open", AFTER_A_PAUSE, || Ok(self.server.watches() == 4))
+        wait("six watches are open", AFTER_A_PAUSE, || Ok(self.server.watches() == 6))
     }
 
     fn cut_streams(&mut self) -> Result<()> {
