@@ -10,6 +10,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, UdpHeader};
 
 use super::end;
+use super::gate;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::translate::{End, Hops, translate};
@@ -150,6 +151,10 @@ fn unmatched<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::CONTINUE;
     };
+    // Every node probes from the same port: the answer to another one is on its way there.
+    if !gate::is_snat(kernel, &frame.ip.destination()) {
+        return Verdict::CONTINUE;
+    }
     match kernel.pod(&frame.ip.source()) {
         Some(pod) => place::probed(kernel, pod.backend, pod.side, transport),
         None => Verdict::CONTINUE,
