@@ -112,7 +112,7 @@ impl Stage {
     fn watches(&self, wanted: impl Fn(&Value) -> bool) -> Result<bool> {
         let status = agent::json(&self.cluster.topology.nodes[0], &["status"])?;
         let watches = status["watches"].as_array().context("watches")?;
-        ensure!(watches.len() == 4, "{status}");
+        ensure!(watches.len() == 6, "{status}");
         Ok(watches.iter().all(wanted))
     }
 
