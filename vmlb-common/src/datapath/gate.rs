@@ -80,6 +80,12 @@ fn is_to_us<K: Kernel, A: Address>(kernel: &K, address: &A) -> bool {
     is_set(kernel, Gate::FRONTEND_ADDRESSES, bit) || is_set(kernel, Gate::SNAT_ADDRESSES, bit)
 }
 
+/// Whether an address may be one that SNAT takes.
+#[inline(always)]
+pub(super) fn is_snat<K: Kernel, A: Address>(kernel: &K, address: &A) -> bool {
+    is_set(kernel, Gate::SNAT_ADDRESSES, Gate::hash(address))
+}
+
 /// Whether a port is a frontend's.
 #[inline(always)]
 pub(super) fn is_frontend<K: Kernel>(kernel: &K, port: u16) -> bool {
