@@ -239,12 +239,10 @@ fn walk<K: Plain, V: Plain>(
     values_each: usize,
     mut visit: impl FnMut(K, &[V]) -> ControlFlow<()>,
 ) -> io::Result<bool> {
-    // Per-CPU values are rounded up to eight octets by the kernel; our per-CPU types are multiples of eight already.
-    if values_each > 1 && !size_of::<V>().is_multiple_of(8) {
-        return Err(io::Error::other("per-CPU value of a size that is not a multiple of 8"));
-    }
+    // The kernel rounds per-CPU values up to eight octets.
+    let stride = if values_each > 1 { size_of::<V>().next_multiple_of(8) } else { size_of::<V>() };
     // Per-CPU values of a machine with many CPUs are large: a batch stays within a megabyte.
-    let mut room: usize = (BATCH_OCTETS / (values_each * size_of::<V>()).max(1)).clamp(1, 4096);
+    let mut room: usize = (BATCH_OCTETS / (values_each * stride).max(1)).clamp(1, 4096);
     let mut left = usize::MAX;
     // A bucket number for hashes, the last index read for arrays; the kernel copies at most a key.
     let mut cursor = [0u32; 64];
@@ -261,7 +259,9 @@ fn walk<K: Plain, V: Plain>(
     while left > 0 {
         room = room.min(left);
         let mut keys: Vec<K> = Vec::with_capacity(room);
-        let mut values: Vec<V> = Vec::with_capacity(room * values_each);
+        // One more for each place between two values that holds none.
+        let places = room * values_each;
+        let mut values: Vec<V> = Vec::with_capacity((places * stride).div_ceil(size_of::<V>().max(1)));
         let mut attr = BatchAttr {
             in_batch: if resumed { address_of(&cursor) } else { 0 },
             out_batch: next.as_mut_ptr().expose_provenance() as u64,
@@ -288,8 +288,9 @@ fn walk<K: Plain, V: Plain>(
         if count > room {
             return Err(io::Error::other("the kernel returned more entries than asked for"));
         }
-        // SAFETY: the kernel filled `count` keys and `count * values_each` values, both within capacity; any octets
-        // are valid for `Pod` types.
+        close_up(&mut values, count * values_each, stride);
+        // SAFETY: the kernel filled `count` keys, and `count * values_each` values stand without gaps now, both within
+        // capacity; any octets are valid for `Plain` types.
         unsafe {
             keys.set_len(count);
             values.set_len(count * values_each);
@@ -307,6 +308,22 @@ fn walk<K: Plain, V: Plain>(
         (started, resumed) = (true, true);
     }
     Ok(true)
+}
+
+/// Moves `count` values that stand `stride` octets apart in the spare room of `values` next to one another.
+fn close_up<V: Plain>(values: &mut Vec<V>, count: usize, stride: usize) {
+    if stride == size_of::<V>() {
+        return;
+    }
+    let first = values.as_mut_ptr();
+    for number in 1..count {
+        // SAFETY: both places are within the capacity, which holds `count` times `stride` octets that the kernel has written;
+        // `copy` minds that they overlap, and neither octets nor their place are asked for alignment.
+        unsafe {
+            let from = first.cast::<u8>().add(number * stride);
+            std::ptr::copy(from, first.add(number).cast::<u8>(), size_of::<V>());
+        }
+    }
 }
 
 /// Writes `values` under `keys` in one call; `None`: the kernel has no such command for this map, write one by one.
