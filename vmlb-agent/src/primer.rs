@@ -126,7 +126,8 @@ impl Primer {
         self.tunnel = tunnel;
     }
 
-    /// Replaces what there is to do. A VM that has turned since the last call is primed once more, at once.
+    /// Replaces what there is to do. A VM that has turned since the last call is primed once more, at once, and so is one whose
+    /// memory is being copied now.
     pub fn follow(&mut self, courses: &[Course], now: Instant) {
         self.rounds.retain(|number, _| courses.iter().any(|course| course.task.number == *number));
         if self.rounds.is_empty() {
@@ -143,9 +144,11 @@ impl Primer {
             let turns = course.task.turned.is_some() && !round.is_turned;
             // Where packets go has changed: those that went elsewhere do not count.
             let moves = course.ways != round.course.ways;
+            // By now the target's node has heard of it too, and takes what it may have thrown away in the first round.
+            let starts = course.task.probe.is_some() && round.course.task.probe.is_none();
             round.is_turned |= turns;
             round.course = course.clone();
-            if turns || moves {
+            if turns || moves || starts {
                 round.begin(now);
                 // What waits was for before.
                 self.queue.clear();

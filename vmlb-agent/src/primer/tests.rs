@@ -276,6 +276,23 @@ fn flows_are_primed_again_before_their_entries_end_and_at_once_after_the_turn() 
 }
 
 #[test]
+fn flows_are_primed_again_when_the_copying_begins() {
+    let world = world([flow(1, 1, TCP, Delivery::KEPT)].into_iter());
+    let mut primer = Primer::new(IN_IP);
+    let start = Instant::now();
+    primer.follow(&[course(1, false)], start);
+    assert_eq!(work(&mut primer, &world, start, start + Duration::from_millis(5)).0, 1);
+    let mut copying = course(1, false);
+    copying.task.probe = Some(Moment::default());
+    let later = start + Duration::from_secs(1);
+    primer.follow(std::slice::from_ref(&copying), later);
+    assert_eq!(work(&mut primer, &world, later, later + Duration::from_millis(5)).0, 1);
+    primer.follow(&[copying], later + Duration::from_secs(1));
+    let end = later + Duration::from_secs(5);
+    assert_eq!(work(&mut primer, &world, later + Duration::from_secs(1), end).0, 0);
+}
+
+#[test]
 fn a_device_that_takes_no_more_delays_packets_and_loses_none() {
     let world = world((1..=250).map(|port| flow(1, port, TCP, Delivery::SNAT)));
     world.room.set(Some(30));
