@@ -112,7 +112,7 @@ impl Stage {
     fn watches(&self, wanted: impl Fn(&Value) -> bool) -> Result<bool> {
         let status = agent::json(&self.cluster.topology.nodes[0], &["status"])?;
         let watches = status["watches"].as_array().context("watches")?;
-        ensure!(watches.len() == 4, "{status}");
+        ensure!(watches.len() == 6, "{status}");
         Ok(watches.iter().all(wanted))
     }
 
@@ -134,7 +134,7 @@ impl Stage {
     }
 
     fn wait_watching(&self) -> Result<()> {
-        wait("four watches are open", AFTER_A_PAUSE, || Ok(self.server.watches() == 4))
+        wait("six watches are open", AFTER_A_PAUSE, || Ok(self.server.watches() == 6))
     }
 
     fn cut_streams(&mut self) -> Result<()> {

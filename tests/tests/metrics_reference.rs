@@ -68,7 +68,7 @@ fn of_the_loop() -> Result<String> {
     let server = ApiServer::start(&folder)?;
     server.put(node(NODE, "192.0.2.1"))?;
     let mut follower = Follower::start(&server.kubeconfig(), Patience::default(), Memory::default())?;
-    follower.until(Duration::from_secs(5), "four watches", |_| server.watches() == 4)?;
+    follower.until(Duration::from_secs(5), "six watches", |_| server.watches() == 6)?;
     let root = PinRoot::new(Path::new("/sys/fs/bpf/vmlb-not-there"));
     let metrics = Metrics::new(&root, NODE, 1, Arc::new(Health::new(Duration::from_secs(60))))?;
     metrics.show_watches(follower.board.clone());

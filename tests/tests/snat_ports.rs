@@ -17,8 +17,8 @@ use vmlb_tests::{counters, maps, requests, servers};
 const CONNECTIONS: u64 = 200_000;
 /// Connections while closed flows stay as long as they do by default.
 const UNHURRIED: u64 = 10_000;
-/// A thousand ports.
-const PORTS: &str = "20000-20999";
+/// A thousand ports for flows, and one for probes.
+const PORTS: &str = "20000-21000";
 /// Clients at once.
 const CLIENTS: u64 = 8;
 

@@ -34,6 +34,15 @@ pub fn vmi(name: &str, owner: Option<(&str, &str)>) -> Value {
     })
 }
 
+/// A migration of it, under way.
+pub fn migration(name: &str, vmi: &str) -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
+        "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("job-{name}")},
+        "spec": {"vmiName": vmi}, "status": {"phase": "Running"},
+    })
+}
+
 /// Its launcher pod; `number` gives it an address.
 pub fn launcher_of(vmi: &str, number: u16) -> Value {
     json!({

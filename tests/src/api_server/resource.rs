@@ -27,7 +27,7 @@ const fn resource(
 }
 
 /// All there are.
-pub static ALL: [Resource; 9] = [
+pub static ALL: [Resource; 10] = [
     resource("Service", "", "v1", "services"),
     resource("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices"),
     resource("Node", "", "v1", "nodes"),
@@ -35,6 +35,7 @@ pub static ALL: [Resource; 9] = [
     resource("Event", "events.k8s.io", "v1", "events"),
     resource("VirtualMachine", "kubevirt.io", "v1", "virtualmachines"),
     resource("VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances"),
+    resource("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations"),
     resource("VirtualMachineInstanceReplicaSet", "kubevirt.io", "v1", "virtualmachineinstancereplicasets"),
     resource("VirtualMachinePool", "pool.kubevirt.io", "v1alpha1", "virtualmachinepools"),
 ];

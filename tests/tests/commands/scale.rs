@@ -76,7 +76,8 @@ impl Maps {
             backends: count,
             services: count,
             slots: 256 * count,
-            frontends: count,
+            // One for the node, one for tunnels from the others.
+            frontends: 2 * count,
             affinity: 1024,
         };
         let _programs = Datapath::load(OBJECT, &pins, &sizes, Trace::Off)?;

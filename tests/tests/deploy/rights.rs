@@ -54,7 +54,11 @@ impl Stage {
     }
 
     fn follow(&self) -> Result<Follower<Memory>> {
-        let patience = Patience { quiet: Duration::from_millis(200), ..Patience::default() };
+        let patience = Patience {
+            quiet: Duration::from_millis(200),
+            absent: Duration::from_secs(1),
+            ..Patience::default()
+        };
         Follower::start(&self.server.kubeconfig(), patience, Memory::default())
     }
 
@@ -92,7 +96,7 @@ fn the_role_grants_exactly_what_the_agent_asks_for() -> Result<()> {
     // For the message that names those that are there.
     ensure!(stage.find_node("absent").is_err());
     let mut follower = stage.follow()?;
-    follower.until(SOON, "four watches", |_| stage.server.watches() == 4)?;
+    follower.until(SOON, "six watches", |_| stage.server.watches() == 6)?;
     stage.tell(NODE, &[warning("Service a/s", "is odd")], |events| events.len() == 1)?;
     ensure_exactly(Role::Agent, &stage.server.take_rights())
 }
@@ -109,7 +113,7 @@ fn without_a_right_the_agent_names_it_and_follows_everything_else() -> Result<()
         stage.find_node(NODE)?;
         let mut follower = stage.follow()?;
         if verb == "get" {
-            follower.until(SOON, "four watches", |_| stage.server.watches() == 4)?;
+            follower.until(SOON, "six watches", |_| stage.server.watches() == 6)?;
             continue;
         }
         let said = |follower: &Follower<Memory>| -> Vec<String> {
@@ -121,7 +125,7 @@ fn without_a_right_the_agent_names_it_and_follows_everything_else() -> Result<()
         })?;
         let cannot = format!("cannot {verb} resource \"{resource}\"");
         ensure!(said(&follower).iter().any(|one| one.contains(&cannot)), "{:?}", said(&follower));
-        follower.until(SOON, "three watches", |_| stage.server.watches() == 3)?;
+        follower.until(SOON, "five watches", |_| stage.server.watches() == 5)?;
         for kind in Kind::ALL {
             let (state, is_hurt) =
                 (follower.board.state(kind), format!("{}s", kind.name().to_lowercase()) == resource);
@@ -129,7 +133,7 @@ fn without_a_right_the_agent_names_it_and_follows_everything_else() -> Result<()
         }
         // With the right it recovers by itself.
         stage.server.behave(|faults| faults.forbidden = Vec::new());
-        follower.until(Duration::from_secs(15), "four watches", |_| stage.server.watches() == 4)?;
+        follower.until(Duration::from_secs(15), "six watches", |_| stage.server.watches() == 6)?;
     }
     Ok(())
 }

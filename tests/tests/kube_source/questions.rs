@@ -138,7 +138,7 @@ fn staleness_grows_while_nobody_answers_and_short_failures_are_not_told() -> Res
         ensure!(state.phase == Phase::Retrying && state.failures > 1 && state.error.is_some(), "{state:?}");
     }
     let warnings = stage.follower.sync.warnings();
-    ensure!(warnings.len() == 4 && warnings[0].remedy.contains("reached"), "{warnings:?}");
+    ensure!(warnings.len() == 6 && warnings[0].remedy.contains("reached"), "{warnings:?}");
     stage.server.resume()?;
     stage.wait_current(SOON)?;
     stage.follower.run(Duration::from_millis(2500))?;
@@ -225,5 +225,46 @@ fn every_endpoint_of_a_large_slice_arrives() -> Result<()> {
     stage.follower.run(Duration::from_millis(300))?;
     let listed = stage.follower.sync.services().into_iter().find(|service| service.name == "big");
     ensure!(listed.context("the Service")?.listed == 900);
+    Ok(())
+}
+
+#[test]
+fn a_cluster_without_kubevirt_is_served_and_what_comes_later_is_followed() -> Result<()> {
+    let mut stage = Stage::set(Patience { absent: Duration::from_millis(300), ..quick() })?;
+    stage.wait_watching()?;
+    for (absent, forbidden) in [
+        (vec!["kubevirt.io"], vec![]),
+        (vec![], vec![("*", "virtualmachineinstances"), ("*", "virtualmachineinstancemigrations")]),
+    ] {
+        let is_forbidden = !forbidden.is_empty();
+        stage.server.behave(|faults| {
+            faults.absent = absent;
+            faults.forbidden = forbidden;
+        });
+        stage.server.strike(Blow::End);
+        let server = &stage.server;
+        stage.follower.until(SOON, "four watches", |follower| {
+            let absent = |kind| follower.board.state(kind).phase == Phase::Absent;
+            server.watches() == 4 && Kind::KUBEVIRT.into_iter().all(absent)
+        })?;
+        for kind in Kind::KUBEVIRT {
+            let state = stage.follower.board.state(kind);
+            let why = state.error.unwrap_or_default();
+            ensure!(
+                why.contains(if is_forbidden { "may not be read" } else { "not in this cluster" }),
+                "{why}"
+            );
+        }
+        // Only who may grant it is told.
+        let told = stage.follower.sync.warnings().iter().filter(|one| one.remedy.contains("grant")).count();
+        ensure!(told == if is_forbidden { 2 } else { 0 }, "{:?}", stage.follower.sync.warnings());
+        stage.follows(SOON)?;
+        stage.server.behave(|faults| {
+            faults.absent = Vec::new();
+            faults.forbidden = Vec::new();
+        });
+        stage.wait_watching()?;
+        stage.follower.until(SOON, "no warning", |follower| follower.sync.warnings().is_empty())?;
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use vmlb_agent::tables::memory::Memory;
 use vmlb_agent::watch::kube::Patience;
 use vmlb_tests::api_server::ApiServer;
 use vmlb_tests::api_server::follower::{Follower, from_scratch};
+use vmlb_tests::api_server::kubevirt::{migration, vmi};
 use vmlb_tests::api_server::objects::{Endpoint, NODE, launcher, node, service, slice};
 
 use crate::walk::meaning;
@@ -64,6 +65,9 @@ impl Stage {
         for pod in 0..3 {
             server.put(launcher(pod))?;
         }
+        // Of each kind one at least: an empty store cannot be told from another.
+        server.put(vmi("vm0", None))?;
+        server.put(migration("m0", "vm0"))?;
         let follower = Follower::start(&server.kubeconfig(), patience, Memory::default())?;
         let mut stage = Self { server, follower, _folder: folder, turn: 0 };
         stage.wait_current(Duration::from_secs(5))?;
@@ -102,10 +106,10 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until all four watches are open, so that what strikes watches strikes all.
+    /// Waits until all six watches are open, so that what strikes watches strikes all.
     pub fn wait_watching(&mut self) -> Result<()> {
         let server = &self.server;
-        self.follower.until(Duration::from_secs(5), "four watches", |_| server.watches() == 4).map(drop)
+        self.follower.until(Duration::from_secs(5), "six watches", |_| server.watches() == 6).map(drop)
     }
 
     /// Makes sure that a change now is in the tables soon, and costs a few writes.

@@ -134,7 +134,7 @@ fn after_thousands_of_changes_and_faults_the_tables_equal_those_built_from_scrat
             let server = &stage.server;
             let gone = stage.follower.until(Duration::from_secs(20), "the pods are gone", |follower| {
                 let held = follower.sync.backends();
-                server.watches() == 4 && held.iter().all(|backend| !backend.vm)
+                server.watches() == 6 && held.iter().all(|backend| !backend.vm)
             });
             gone.inspect_err(|_| {
                 println!("step {step}, {} watches, {:#?}", server.watches(), stage.follower.sync.backends());

@@ -74,7 +74,10 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
         affinity::target(choose(kernel, &service, &client, hash))
     };
     let Some(target) = target else {
-        return without_backend(&service).number();
+        // This node may be the last to hear of the VM: a refusal would end a flow that lives.
+        let verdict =
+            if is_carried { Verdict::drop(Reason::TUNNEL_TARGET) } else { without_backend(&service) };
+        return verdict.number();
     };
     let side = if is_carried {
         place::near::<F, K>(kernel, target.backend)
