@@ -462,6 +462,7 @@ impl World {
     pub fn probe(&mut self) {
         self.records.settings.probe_port = PROBE_PORT;
         self.records.open(Gate::SNAT_PORTS, PROBE_PORT);
+        self.know_nodes();
     }
 
     /// Nodes have a tunnel of this shape between them, replies come back by it always (1) or once (0), and all services
@@ -477,6 +478,10 @@ impl World {
                 self.records.tags.insert(TagKey { service: id, tag: tag(target.backend) }, *target);
             }
         }
+        self.know_nodes();
+    }
+
+    fn know_nodes(&mut self) {
         self.records.v4.join_nodes::<V4>(Net(Family::V4));
         self.records.v6.join_nodes::<V6>(Net(Family::V6));
     }

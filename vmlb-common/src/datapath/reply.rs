@@ -1,6 +1,6 @@
 //! Replies of backends: matched by the backend's identity, the frontend put back as their source.
 
-use crate::abi::{Delivery, DeviceFlags, FlowKey, Pod, Reply, ReplyKey, Seen, TargetKey};
+use crate::abi::{BackendFlags, Delivery, DeviceFlags, FlowKey, Pod, Reply, ReplyKey, Seen, TargetKey, Turn};
 use crate::checksum::{Delta, Sum};
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Ends, Kernel, Stage, Step, Tables};
@@ -151,13 +151,26 @@ fn unmatched<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::CONTINUE;
     };
-    // Every node probes from the same port: the answer to another one is on its way there.
-    if !gate::is_snat(kernel, &frame.ip.destination()) {
+    let Some(pod) = kernel.pod(&frame.ip.source()) else {
         return Verdict::CONTINUE;
+    };
+    let verdict = place::probed(kernel, pod.backend, pod.side, transport);
+    // Every node probes from the same port: the answer to another's agent says the same here, and is on its way there.
+    if is_anothers::<F, K>(kernel, &pod, &frame.ip.destination()) { Verdict::CONTINUE } else { verdict }
+}
+
+/// Whether what one of our pods sends to an address is for another node. The gate alone only says "maybe not".
+#[inline(always)]
+fn is_anothers<F: Family, K: Kernel + Tables<F>>(kernel: &K, pod: &Pod, address: &F::Address) -> bool {
+    if !gate::is_snat(kernel, address) {
+        return true;
     }
-    match kernel.pod(&frame.ip.source()) {
-        Some(pod) => place::probed(kernel, pod.backend, pod.side, transport),
-        None => Verdict::CONTINUE,
+    match kernel.endpoint(Turn::place(pod.backend, pod.side)) {
+        Some(endpoint) => {
+            let is_here = endpoint.flags & BackendFlags::LOCAL != 0;
+            is_here && endpoint.node != *address && kernel.is_node(address)
+        }
+        None => false,
     }
 }
 

@@ -256,6 +256,9 @@ fn probe(net: Net) -> Story {
     story.packet("and answers here", At::Pod(POD2), answer(net.pod_beside(8, 0)), Dropped(Reason::PROBE));
     story.turned(2, 2, false);
     story.arrivals(&[(2, PROBE)]);
+    let others = SocketAddr::new(net.node_of(2), PROBE_PORT);
+    let to_another = tcp(net.pod_beside(8, 0), others).syn(7).ack(8);
+    story.packet("and to another node's agent", At::Pod(POD2), to_another, Passed);
     story
 }
 
