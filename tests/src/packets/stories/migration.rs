@@ -249,10 +249,6 @@ fn probe(net: Net) -> Story {
     let request = flow.request();
     story.wire("requests go there", request.clone(), Sent(flow.at(new, &request), BEHIND_ETH2));
     story.change("the VM comes to this node", move |world| world.expect(2, net.pod_beside(8, 0), 8));
-    let other = SocketAddr::new(net.node_of(2), PROBE_PORT);
-    let elsewhere = tcp(net.pod_beside(8, 0), other).syn(7).ack(8);
-    story.packet("another node's agent asks too", At::Pod(POD2), elsewhere, Passed);
-    story.turned(2, 1, true);
     story.packet("and answers here", At::Pod(POD2), answer(net.pod_beside(8, 0)), Dropped(Reason::PROBE));
     story.turned(2, 2, false);
     story.arrivals(&[(2, PROBE)]);

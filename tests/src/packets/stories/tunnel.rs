@@ -293,8 +293,8 @@ fn unknown_targets(net: Net, shape: Shape) -> Story {
     let (client, frontend) = (net.client(0, 40000), net.vip(30001));
     let syn = tcp(client, frontend).syn(1);
     let ask = |tag| syn.clone().wrapped(ends.from(tag));
-    story.wire("a tag of nobody's", ask(0x7fff), DroppedBare(Reason::NO_BACKEND));
-    story.wire("a tag of another service's", ask(mark_of(5)), DroppedBare(Reason::NO_BACKEND));
+    story.wire("a tag of nobody's", ask(0x7fff), DroppedBare(Reason::TUNNEL_TARGET));
+    story.wire("a tag of another service's", ask(mark_of(5)), DroppedBare(Reason::TUNNEL_TARGET));
     let elsewhere = tcp(client, net.vip(30005)).syn(1).wrapped(ends.from(PROVED | mark_of(5)));
     story.wire("a VM that is not here", elsewhere, DroppedBare(Reason::TUNNEL_TARGET));
     let reply = tcp(frontend, client).at(1).ack(1);
