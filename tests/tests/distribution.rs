@@ -101,7 +101,9 @@ fn slots(node: &str, objects: &[Value]) -> Vec<usize> {
             _ => None,
         })
         .collect();
-    let served: Vec<_> = tables.served().into_values().collect();
+    // The other is for what comes by the tunnel to other nodes' node ports.
+    let served = tables.served().into_iter().filter(|((address, ..), _)| !address.is_unspecified());
+    let served: Vec<_> = served.map(|(_, service)| service).collect();
     let [service] = &served[..] else { panic!("one frontend, not {}", served.len()) };
     let place = |uid: &String| uid[24..].parse().expect("a VM of ours");
     service.slots.iter().map(|target| place(&uids[&target.backend])).collect()
