@@ -225,6 +225,10 @@ where
 {
     let map: PinnedMap<FrontendKey<F>, Frontend> = PinnedMap::open(root, own::<F>(names::FRONTENDS))?;
     map.each(|key, value| {
+        // What comes by the tunnel to other nodes' node ports is no address that a client could use here.
+        if key.address.ip().is_unspecified() {
+            return ControlFlow::Continue(());
+        }
         let restricted = value.flags & FrontendFlags::RANGES != 0;
         let row = FrontendRow { address: key.address.ip(), port: key.port, restricted };
         by_service.entry(value.service).or_default().push(row);
