@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
@@ -24,6 +24,9 @@ pub struct Capture {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Vec<Vec<u8>>>,
 }
+
+/// After this long every packet sent before the stop has been seen.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Packets kept at most; later ones are not looked at.
 const LIMIT: usize = 200_000;
@@ -65,8 +68,14 @@ fn open() -> Result<File> {
 
 fn collect(mut packets: File, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
     let (mut frames, mut frame) = (Vec::new(), vec![0; 65536]);
+    let mut end = None;
     loop {
+        if stop.load(Ordering::Acquire) {
+            end.get_or_insert_with(|| Instant::now() + LAST);
+        }
         match packets.read(&mut frame) {
+            // Where others go on talking it is never silent.
+            Ok(_) if end.is_some_and(|end| end < Instant::now()) => return frames,
             Ok(length) if frames.len() < LIMIT => {
                 if wanted(&frame[..length]) {
                     frames.push(frame[..length].to_vec());
@@ -74,7 +83,7 @@ fn collect(mut packets: File, stop: &AtomicBool, wanted: impl Fn(&[u8]) -> bool)
             }
             Ok(_) => {}
             // Nothing for a tenth of a second: every packet sent before the stop has been seen.
-            Err(_) if stop.load(Ordering::Acquire) => return frames,
+            Err(_) if end.is_some() => return frames,
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }

@@ -19,10 +19,15 @@ pub fn reason() -> Option<String> {
     (!Path::new("/sys/fs/bpf").exists()).then(|| "this kernel has no bpffs".to_owned())
 }
 
-/// Prints the line that counts test `name` as skipped, past libtest's capture of standard output.
+/// Prints the line that counts test `name` as skipped.
 pub fn announce(name: &str, why: &str) {
+    show(&format!("SKIPPED: {name}: {why}"));
+}
+
+/// Prints something that a person wants to see of a test that passes, past libtest's capture of standard output.
+pub fn show(text: &str) {
     // libtest may have left `test name ... ` on the current line.
-    let _closed = writeln!(std::io::stdout().lock(), "\nSKIPPED: {name}: {why}");
+    let _closed = writeln!(std::io::stdout().lock(), "\n{text}");
 }
 
 /// Runs the test `name` unless this machine lacks what every test with the rig needs.

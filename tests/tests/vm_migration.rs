@@ -29,7 +29,7 @@ const UDP_LOSS: u64 = 20;
 const LOSSES: usize = 5;
 
 /// Idle for longer than it takes until the VM has switched.
-const SILENCE: Duration = Duration::from_secs(12);
+const SILENCE: Duration = Duration::from_secs(6);
 
 /// Clients of one migration.
 const ONCE: [Kind; 9] = [
@@ -56,11 +56,11 @@ fn flows_to_a_vm_survive_its_migrations() {
             let left = count - table.rows.len();
             if migrate_in_a_row(left, &mut table)? == Trial::GuestDied {
                 table.losses += 1;
-                println!("migration {}: the emulator lost the guest", table.rows.len() + 1);
+                skip::show(&format!("migration {}: the emulator lost the guest", table.rows.len() + 1));
             }
             ensure!(table.losses <= 1 + count / LOSSES, "the emulator loses too many guests:\n{table}");
         }
-        println!("{table}");
+        skip::show(&table.to_string());
         let (sent, lost) = table.datagrams();
         ensure!(lost * 1000 < sent * UDP_LOSS, "{lost} of {sent} datagrams are lost");
         Ok(())
