@@ -27,10 +27,13 @@
 //! # }
 //! ```
 
+use std::sync::Mutex;
 use std::time::Duration;
 use std::time::SystemTime;
 
 use anyhow::{Result, bail};
+
+use crate::skip::{self, unless_unable};
 
 pub mod blackout;
 pub mod crowd;
@@ -92,6 +95,25 @@ pub fn repeat(mut trial: impl FnMut() -> Result<Trial>) -> Result<()> {
         }
     }
     bail!("the emulator lost the guest in {TRIALS} of {TRIALS} trials")
+}
+
+/// Runs the test `name` unless this machine cannot run a real VM. One test of a binary at a time: two emulators that share the
+/// cores with two more, their migrations' targets, would measure each other.
+///
+/// # Panics
+/// If the test fails.
+pub fn unless_without_vms(name: &str, test: impl FnOnce() -> Result<()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    unless_unable(name, || match qemu::reason() {
+        Some(why) => {
+            skip::announce(name, &why);
+            Ok(())
+        }
+        None => {
+            let _alone = ALONE.lock().unwrap_or_else(|failed| failed.into_inner());
+            test()
+        }
+    });
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! what fails elsewhere is not the lab's. A client on a third node asks the pods' addresses directly.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,12 +9,12 @@ use vmlb_tests::address::{self, Family};
 use vmlb_tests::lab::blackout::{Answers, Watch};
 use vmlb_tests::lab::launcher::{Launcher, Rules};
 use vmlb_tests::lab::stand_in::StandIn;
-use vmlb_tests::lab::{self, Guest, Switch, Trial, qemu};
+use vmlb_tests::lab::{self, Guest, Switch, Trial, qemu, unless_without_vms};
 use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::namespace::Namespace;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::service::Protocol;
-use vmlb_tests::skip::{self, unless_unable};
+use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::{Attachment, Topology};
 use vmlb_tests::{probe, servers};
 
@@ -68,22 +67,6 @@ impl Site {
             .namespace()
             .ip(&format!("addr add {}/32 dev eth0\naddr add {}/128 dev eth0 nodad\n", pod.v4, pod.v6))
     }
-}
-
-/// Unless this machine cannot run a real VM. One test at a time: two emulators that share the cores with two more, their
-/// migrations' targets, would measure each other.
-fn unless_without_vms(name: &str, test: impl FnOnce() -> Result<()>) {
-    static ALONE: Mutex<()> = Mutex::new(());
-    unless_unable(name, || match qemu::reason() {
-        Some(why) => {
-            skip::announce(name, &why);
-            Ok(())
-        }
-        None => {
-            let _alone = ALONE.lock().unwrap_or_else(|failed| failed.into_inner());
-            test()
-        }
-    });
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! variable names with `cargo xtask test migration`.
 
 use std::fmt;
-use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -12,9 +11,9 @@ use vmlb_tests::capture::{self, Capture};
 use vmlb_tests::lab::flows::{Flows, Kind};
 use vmlb_tests::lab::results::Results;
 use vmlb_tests::lab::site::{ELSEWHERE, Site, Timing, VM};
-use vmlb_tests::lab::{Guest, Switch, Trial, qemu};
+use vmlb_tests::lab::{Guest, Switch, Trial, qemu, unless_without_vms};
 use vmlb_tests::service::Policy;
-use vmlb_tests::skip::{self, unless_unable};
+use vmlb_tests::skip;
 
 /// The variable with the number of migrations in a row.
 const COUNT: &str = "VMLB_MIGRATIONS";
@@ -182,18 +181,4 @@ impl fmt::Display for Table {
             self.lasting
         )
     }
-}
-
-fn unless_without_vms(name: &str, test: impl FnOnce() -> Result<()>) {
-    static ALONE: Mutex<()> = Mutex::new(());
-    unless_unable(name, || match qemu::reason() {
-        Some(why) => {
-            skip::announce(name, &why);
-            Ok(())
-        }
-        None => {
-            let _alone = ALONE.lock().unwrap_or_else(|failed| failed.into_inner());
-            test()
-        }
-    });
 }

@@ -11,7 +11,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use vmlb_common::abi::{PortRange, Settings, Tunnel, TunnelShape};
 
-use crate::handover::account::Account;
 use crate::handover::{Course, Handover, Happened};
 use crate::inherit::Inheritance;
 use crate::interface::uplinks::Snat;
@@ -76,9 +75,8 @@ struct Agent {
     places: Arc<Places>,
     /// What the stack carried before vmlb came.
     inheritance: Inheritance,
-    /// What is done while VMs move, and what of it has been told.
+    /// What is done while VMs move.
     handover: Handover,
-    account: Account,
     publish_again: Option<Instant>,
     _lock: Lock,
 }
@@ -125,7 +123,6 @@ impl Agent {
             again: None,
             places: Arc::default(),
             handover: Handover::start(&root)?,
-            account: Account::default(),
             publish_again: None,
             _lock: lock,
             datapath,
@@ -175,7 +172,6 @@ impl Agent {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
-            self.tell_of_migrations();
             self.publish_again =
                 self.publisher.publish(&self.sync, &self.network, &self.source, &self.handover);
         }
@@ -251,15 +247,6 @@ impl Agent {
             courses.push(Course { task, ways });
         }
         self.handover.follow(courses);
-    }
-
-    /// Events and metrics.
-    fn tell_of_migrations(&mut self) {
-        let migrations = self.sync.migrations();
-        let (counts, notices) = self.account.take(&migrations, |number| self.handover.tally(number));
-        self.handover.keep(|number| migrations.iter().any(|migration| migration.number == number));
-        self.publisher.migrated(&counts);
-        self.source.note(notices);
     }
 
     async fn synchronise(&mut self) {

@@ -881,6 +881,22 @@ pub struct Traffic {
     pub opened: u64,
 }
 
+impl Traffic {
+    /// A packet to the backend, of so many octets.
+    #[inline(always)]
+    pub fn add_request(&mut self, octets: u32) {
+        self.requests = self.requests.wrapping_add(1);
+        self.request_octets = self.request_octets.wrapping_add(u64::from(octets));
+    }
+
+    /// A packet from the backend, of so many octets.
+    #[inline(always)]
+    pub fn add_reply(&mut self, octets: u32) {
+        self.replies = self.replies.wrapping_add(1);
+        self.reply_octets = self.reply_octets.wrapping_add(u64::from(octets));
+    }
+}
+
 /// Whose a service id is: written by the agent, read by people and by the next agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]

@@ -279,6 +279,13 @@ impl TcpFlags {
         Self(self.0 & !other.0)
     }
 
+    /// SYN and ACK, whatever else.
+    #[inline(always)]
+    pub const fn is_syn_ack(self) -> bool {
+        let both = Self::SYN.0 | Self::ACK.0;
+        self.0 & both == both
+    }
+
     /// SYN without ACK, FIN or RST: the opening of a connection.
     #[inline(always)]
     pub const fn is_opening(self) -> bool {

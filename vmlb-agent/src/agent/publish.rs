@@ -7,7 +7,7 @@ use super::network::Network;
 use super::options::Options;
 use super::source::Source;
 use crate::handover::Handover;
-use crate::handover::account::Counts;
+use crate::handover::account::Account;
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
@@ -31,6 +31,8 @@ pub(super) struct Publisher {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     listeners: http::Board,
+    /// What has been told of live migrations.
+    account: Account,
     /// [`Sync::revision`] of the warnings and left ports in `state`.
     revision: Option<u64>,
     looked: Option<Instant>,
@@ -68,17 +70,13 @@ impl Publisher {
             state,
             health,
             metrics,
+            account: Account::default(),
             revision: None,
             looked: None,
             written: None,
             gist: None,
             pause: PAUSE,
         })
-    }
-
-    /// Takes in what is new of live migrations.
-    pub fn migrated(&self, counts: &Counts) {
-        self.metrics.migrated(counts);
     }
 
     /// So many changes wait for the maps from now on.
@@ -120,8 +118,8 @@ impl Publisher {
         self.state.waiting = waiting;
     }
 
-    /// The loop has come round: brings the file up to date where it is not, at most once in a pause. Returns when to call
-    /// again even if nothing happens before.
+    /// The loop has come round: brings the file up to date where it is not, and tells what is new of live migrations, at most
+    /// once in a pause. Returns when to call again even if nothing happens before.
     pub fn publish(
         &mut self,
         sync: &Sync,
@@ -135,8 +133,13 @@ impl Publisher {
             return Some(due);
         }
         self.look(sync, network, source);
-        let migrations = sync.migrations().into_iter();
+        let migrations = sync.migrations();
+        let (counts, notices) = self.account.take(&migrations, |number| handover.tally(number));
+        handover.keep(|number| migrations.iter().any(|migration| migration.number == number));
+        self.metrics.migrated(&counts);
+        source.note(notices);
         self.state.migrations = migrations
+            .into_iter()
             .map(|migration| MigrationState { tally: handover.tally(migration.number), migration })
             .collect();
         let gist = Some((self.state.gist(), self.revision));

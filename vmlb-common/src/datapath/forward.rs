@@ -216,10 +216,7 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::drop(verdict.reason());
     }
     if !verdict.is_defer() && !verdict.is_drop() && verdict != Verdict::CARRY {
-        kernel.account(flow.backend, |traffic| {
-            traffic.requests = traffic.requests.wrapping_add(1);
-            traffic.request_octets = traffic.request_octets.wrapping_add(u64::from(transport.octets));
-        });
+        kernel.account(flow.backend, |traffic| traffic.add_request(transport.octets));
     }
     verdict
 }

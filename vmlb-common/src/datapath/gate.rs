@@ -7,6 +7,8 @@ use crate::packet::{Frame, Packet};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, TcpHeader, UdpHeader};
 
+use super::tunnel::tunnel;
+
 /// What the gate knows of a packet that it let in.
 pub(super) struct Entrance {
     pub(super) verdict: Verdict,
@@ -50,7 +52,10 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
     if protocol == F::ICMP && is_to_us(kernel, &ip.destination()) {
         return Entrance { may_be_error: true, ..Entrance::closed(Verdict::CONTINUE) };
     }
-    if protocol == F::IP_IN_IP && is_to_us(kernel, &ip.destination()) && shape(kernel) == TunnelShape::IP {
+    if protocol == F::IP_IN_IP
+        && is_to_us(kernel, &ip.destination())
+        && tunnel(kernel).shape == TunnelShape::IP
+    {
         return Entrance { may_be_wrapped: true, ..Entrance::closed(Verdict::CONTINUE) };
     }
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
@@ -99,19 +104,9 @@ pub(super) fn may_be_frontend<K: Kernel, A: Address>(kernel: &K, address: &A) ->
 }
 
 #[inline(always)]
-fn shape<K: Kernel>(kernel: &K) -> u8 {
-    match kernel.settings() {
-        Some(settings) => settings.tunnel.shape,
-        None => TunnelShape::NONE,
-    }
-}
-
-#[inline(always)]
 fn is_tunnel<K: Kernel>(kernel: &K, port: u16) -> bool {
-    match kernel.settings() {
-        Some(settings) => settings.tunnel.shape == TunnelShape::UDP && settings.tunnel.port == port,
-        None => false,
-    }
+    let tunnel = tunnel(kernel);
+    tunnel.shape == TunnelShape::UDP && tunnel.port == port
 }
 
 /// Fragments and headers with options to one of our addresses are counted; the stack gets them as they came.

@@ -45,15 +45,22 @@ pub(super) const fn version<A>(endpoint: &Backend<A>, side: u32) -> u32 {
 /// makes its new place ready. The present side where neither is.
 #[inline(never)]
 pub(super) fn near<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32) -> u32 {
-    let side = side(kernel, backend);
-    match kernel.endpoint(Turn::place(backend, side)) {
-        Some(endpoint) if endpoint.flags & BackendFlags::LOCAL != 0 => return side,
-        _ => {}
-    }
-    match kernel.endpoint(Turn::place(backend, side ^ 1)) {
-        Some(endpoint) if endpoint.flags & BackendFlags::LOCAL != 0 => side ^ 1,
-        _ => side,
-    }
+    side_where::<F, K>(kernel, backend, |endpoint| endpoint.flags & BackendFlags::LOCAL != 0)
+}
+
+/// The side of a backend whose endpoint is as asked: the present one, unless only the other is.
+#[inline(always)]
+pub(super) fn side_where<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    backend: u32,
+    is_asked: impl Fn(&Backend<F::Address>) -> bool,
+) -> u32 {
+    let present = side(kernel, backend);
+    let fits = |side| match kernel.endpoint(Turn::place(backend, side)) {
+        Some(endpoint) => is_asked(endpoint),
+        None => false,
+    };
+    if !fits(present) && fits(present ^ 1) { present ^ 1 } else { present }
 }
 
 /// Whether the VM is at this side; where it is not, what comes from there may be its launcher's.
@@ -92,12 +99,11 @@ pub(super) fn answered<K: Kernel>(kernel: &K, backend: u32, side: u32, flags: u3
 /// expected says it.
 #[inline(always)]
 pub(super) fn probed<K: Kernel>(kernel: &K, backend: u32, side: u32, transport: &Transport) -> Verdict {
-    let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
     if let Some(turn) = kernel.turn(backend)
         && turn.turned().is_expected()
         && turn.turned().side() != side
         && transport.protocol == Protocol::TCP
-        && transport.flags.0 & syn_ack.0 == syn_ack.0
+        && transport.flags.is_syn_ack()
     {
         arrive(kernel, backend, ArrivalSign::PROBE);
     }

@@ -7,13 +7,14 @@ use crate::kernel::{Ends, Kernel, Stage, Step, Tables};
 use crate::live::Live;
 use crate::packet::{Frame, Packet, Transport};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{Protocol, TcpFlags, UdpHeader};
+use crate::wire::{Protocol, UdpHeader};
 
 use super::end;
 use super::gate;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::translate::{End, Hops, translate};
+use super::tunnel;
 
 /// From another node, to an address we SNATed from (way 5).
 #[inline(never)]
@@ -47,7 +48,7 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
         return Verdict::drop(Reason::FLOW_BUSY).number();
     }
     found.live.seen().refresh(kernel.now());
-    note(kernel, &transport, &found);
+    note(kernel, &transport, found.stage, found.live);
     let frontend = End { address: &found.flow.frontend, port: found.flow.frontend_port };
     let client = End { address: &found.flow.client, port: found.flow.client_port };
     let verdict =
@@ -55,7 +56,7 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
     if verdict.is_final() {
         return verdict.number();
     }
-    account(kernel, &transport, &found);
+    kernel.account(found.backend, |traffic| traffic.add_reply(transport.octets));
     let via = found.live.via();
     if via != F::Address::default() && found.returns(kernel) {
         kernel.with_parcel(|parcel| parcel.via = via);
@@ -80,13 +81,7 @@ impl<F: Family> Found<'_, F> {
     /// Whether a reply goes back by the node that the client addressed: until that node is known to know of it, or always.
     #[inline(always)]
     fn returns<K: Kernel>(&self, kernel: &K) -> bool {
-        if self.live.flags().get() & Seen::HEARD == 0 {
-            return true;
-        }
-        match kernel.settings() {
-            Some(settings) => settings.tunnel.returns != 0,
-            None => false,
-        }
+        self.live.flags().get() & Seen::HEARD == 0 || tunnel::returns_all(kernel)
     }
 
     /// Whether the VM is, or has just shown itself to be, where the reply comes from; a reset from elsewhere is dropped.
@@ -197,7 +192,7 @@ fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel:
         return Verdict::PASS;
     };
     found.live.seen().refresh(validity.now);
-    note(kernel, &transport, &found);
+    note(kernel, &transport, found.stage, found.live);
     let way = Way {
         protocol: transport.protocol,
         source: End { address: &found.flow.frontend, port: found.flow.frontend_port },
@@ -212,43 +207,39 @@ fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel:
         return Verdict::drop(verdict.reason());
     }
     if !verdict.is_defer() && !verdict.is_drop() {
-        account(kernel, &transport, &found);
+        kernel.account(found.backend, |traffic| traffic.add_reply(transport.octets));
     }
     verdict
 }
 
 /// Notes what the reply proves or ends.
 #[inline(always)]
-fn note<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, found: &Found<'_, F>) {
-    note_answer::<F>(transport, found.stage, found.live);
+pub(super) fn note<F: Family, K: Kernel + Tables<F>>(
+    kernel: &K,
+    transport: &Transport,
+    stage: Stage,
+    live: Live<'_, Reply<F::Address>>,
+) {
+    note_answer::<F>(transport, stage, live);
     if transport.flags.any(end::ENDS) {
-        end::note_reply(kernel, found.stage, transport.flags, found.live);
+        end::note_reply(kernel, stage, transport.flags, live);
     }
 }
 
 /// Notes the first reply: what the client is to acknowledge before it is believed. A flow that came by the tunnel in its
 /// middle is proved already; its first reply tells the node that it came by.
 #[inline(always)]
-pub(super) fn note_answer<F: Family>(transport: &Transport, stage: Stage, live: Live<'_, Reply<F::Address>>) {
+fn note_answer<F: Family>(transport: &Transport, stage: Stage, live: Live<'_, Reply<F::Address>>) {
     let is_first = live.flags().get() & Seen::ANSWERED == 0;
     if !is_first || stage == Stage::Established && live.via() == F::Address::default() {
         return;
     }
-    let syn_ack = TcpFlags::SYN.with(TcpFlags::ACK);
     if transport.protocol == Protocol::UDP || stage == Stage::Established {
         live.flags().insert(Seen::ANSWERED);
-    } else if transport.flags.0 & syn_ack.0 == syn_ack.0 {
+    } else if transport.flags.is_syn_ack() {
         live.sequence().set(transport.sequence.wrapping_add(1));
         live.flags().insert(Seen::ANSWERED);
     }
-}
-
-#[inline(always)]
-fn account<F: Family, K: Kernel + Tables<F>>(kernel: &K, transport: &Transport, found: &Found<'_, F>) {
-    kernel.account(found.backend, |traffic| {
-        traffic.replies = traffic.replies.wrapping_add(1);
-        traffic.reply_octets = traffic.reply_octets.wrapping_add(u64::from(transport.octets));
-    });
 }
 
 /// A reset that this node's stack answers to a target from one of our SNAT ports. Such a packet of a target's had no flow

@@ -13,7 +13,6 @@ use crate::packet::{Frame, InIp, InUdp, Packet, Sending, Transport, overhead};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
 
-use super::end;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::reply;
@@ -65,7 +64,7 @@ pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
         }
     } else {
         match packet.view::<InUdp<F::Header, UdpHeader>>() {
-            Some(frame) if frame.vxlan.is_of(network(kernel)) => {
+            Some(frame) if frame.vxlan.is_of(tunnel(kernel).network) => {
                 let mark = u32::from(frame.vxlan.mark.get());
                 judge::<F, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
             }
@@ -207,17 +206,13 @@ fn is_ours<F: Family, K: Kernel + Tables<F>>(kernel: &K, address: &F::Address) -
     super::gate::may_be_frontend(kernel, address) || kernel.is_node(address)
 }
 
+/// The tunnel as the settings have it.
 #[inline(always)]
-fn tunnel<K: Kernel>(kernel: &K) -> Tunnel {
+pub(super) fn tunnel<K: Kernel>(kernel: &K) -> Tunnel {
     match kernel.settings() {
         Some(settings) => settings.tunnel,
         None => Tunnel::default(),
     }
-}
-
-#[inline(always)]
-fn network<K: Kernel>(kernel: &K) -> u32 {
-    tunnel(kernel).network
 }
 
 /// A request, or an error about a reply, whose backend ([`crate::kernel::Parcel::backend`]) is on another node: there, as it
@@ -243,10 +238,7 @@ pub(super) fn carry<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P,
     kernel.trace(packet, Step::CARRIED, id);
     let verdict = wrap::<F, P, K>(packet, kernel, &validity, slot, &backend.node, Hops::Counted);
     if is_request && is_sent(verdict) {
-        kernel.account(id, |traffic| {
-            traffic.requests = traffic.requests.wrapping_add(1);
-            traffic.request_octets = traffic.request_octets.wrapping_add(u64::from(octets));
-        });
+        kernel.account(id, |traffic| traffic.add_request(octets));
     }
     verdict.number()
 }
@@ -437,7 +429,7 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
     };
     let mut via = F::Address::default();
     kernel.with_parcel(|parcel| via = parcel.via);
-    let side = side_on::<F, K>(kernel, backend, &via);
+    let side = place::side_where::<F, K>(kernel, backend, |endpoint| endpoint.node == via);
     let verdict = Verdict::from_number(place::answered(kernel, backend, side, u32::from(transport.flags.0)));
     if verdict.is_final() {
         return verdict.number();
@@ -449,27 +441,10 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
         return Verdict::drop(Reason::NO_ROUTE).number();
     };
     reply.seen().refresh(validity.now);
-    reply::note_answer::<F>(&transport, stage, reply);
-    if transport.flags.any(end::ENDS) {
-        end::note_reply(kernel, stage, transport.flags, reply);
-    }
+    reply::note(kernel, &transport, stage, reply);
     let verdict = hop::send(packet, kernel, &validity, reply.hop(), &way_to_client::<F>(&key));
     if is_sent(verdict) {
-        kernel.account(backend, |traffic| {
-            traffic.replies = traffic.replies.wrapping_add(1);
-            traffic.reply_octets = traffic.reply_octets.wrapping_add(u64::from(transport.octets));
-        });
+        kernel.account(backend, |traffic| traffic.add_reply(transport.octets));
     }
     verdict.number()
-}
-
-/// Which side of a backend is on the node that sent a packet: the present one, unless only the other is there.
-#[inline(always)]
-fn side_on<F: Family, K: Kernel + Tables<F>>(kernel: &K, backend: u32, node: &F::Address) -> u32 {
-    let side = place::side(kernel, backend);
-    let is_there = |side| match kernel.endpoint(Turn::place(backend, side)) {
-        Some(endpoint) => endpoint.node == *node,
-        None => false,
-    };
-    if !is_there(side) && is_there(side ^ 1) { side ^ 1 } else { side }
 }
