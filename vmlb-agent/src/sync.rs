@@ -543,7 +543,6 @@ fn present_pod(index: &Index, identity: &Identity, ends: &[(IpAddr, Option<IpAdd
         let hosts = index.hosts(pod.node.as_deref()).or(pod.hosts);
         ends.iter().any(|(address, node)| node.is_some() && hosts.beside(*address) == *node)
     };
-    let mut on = at.iter().filter(is_on);
-    let pod = on.next()?;
-    on.next().is_none().then(|| pod.name.clone())
+    // Of several there, the one that counts without a past: what is installed is right for each of them.
+    at.iter().filter(is_on).next_back().map(|pod| pod.name.clone())
 }
