@@ -544,5 +544,5 @@ fn present_pod(index: &Index, identity: &Identity, ends: &[(IpAddr, Option<IpAdd
         ends.iter().any(|(address, node)| node.is_some() && hosts.beside(*address) == *node)
     };
     // Of several there, the one that counts without a past: what is installed is right for each of them.
-    at.iter().filter(is_on).next_back().map(|pod| pod.name.clone())
+    at.iter().rfind(is_on).map(|pod| pod.name.clone())
 }

@@ -153,7 +153,7 @@ pub(super) fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     if live.delivery() != Delivery::KEPT {
         return Verdict::PASS.number();
     }
-    if !is_at(kernel, pod.backend, pod.side) {
+    if !is_at::<F, K>(kernel, &pod) {
         return Verdict::drop(Reason::NOT_PRESENT).number();
     }
     kernel.trace(packet, Step::QUOTED, pod.backend);
@@ -184,7 +184,7 @@ fn about_request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if live.delivery() != Delivery::SNAT {
         return Verdict::PASS;
     }
-    if !is_at(kernel, pod.backend, pod.side) {
+    if !is_at::<F, K>(kernel, &pod) {
         return Verdict::drop(Reason::NOT_PRESENT);
     }
     kernel.trace(packet, Step::QUOTED, pod.backend);

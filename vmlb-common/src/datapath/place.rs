@@ -1,7 +1,7 @@
 //! Where a backend is: which of its two endpoints is the present one, and the moment in which a VM that migrates shows itself
 //! at the other.
 
-use crate::abi::{Arrival, ArrivalSign, Backend, BackendFlags, Turn};
+use crate::abi::{Arrival, ArrivalSign, Backend, BackendFlags, Pod, Turn};
 use crate::family::Family;
 use crate::kernel::{Kernel, Tables};
 use crate::packet::Transport;
@@ -63,12 +63,21 @@ pub(super) fn side_where<F: Family, K: Kernel + Tables<F>>(
     if !fits(present) && fits(present ^ 1) { present ^ 1 } else { present }
 }
 
-/// Whether the VM is at this side; where it is not, what comes from there may be its launcher's.
+/// Whether errors from a pod's address are those of where the VM is: what comes from elsewhere may be its launcher's. While a VM
+/// that takes its address along is expected, nobody can tell.
 #[inline(always)]
-pub(super) fn is_at<K: Kernel>(kernel: &K, backend: u32, side: u32) -> bool {
-    match kernel.turn(backend) {
-        Some(turn) => turn.turned().side() == side,
-        None => true,
+pub(super) fn is_at<F: Family, K: Kernel + Tables<F>>(kernel: &K, pod: &Pod) -> bool {
+    let Some(turn) = kernel.turn(pod.backend) else {
+        return true;
+    };
+    let turned = turn.turned();
+    if turned.side() != pod.side || !turned.is_expected() {
+        return turned.side() == pod.side;
+    }
+    let endpoint = |side| kernel.endpoint(Turn::place(pod.backend, side));
+    match (endpoint(pod.side), endpoint(pod.side ^ 1)) {
+        (Some(present), Some(expected)) => present.address != expected.address,
+        _ => true,
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         kept(net),
         twice(net),
         address_again(net),
+        address_along(net),
     ]
 }
 
@@ -470,5 +471,34 @@ fn address_again(net: Net) -> Story {
         Sent(between(net.node(61005), old, &syn).ttl(63), NODE2)
     });
     story.flows(1, 1);
+    story
+}
+
+fn address_along(net: Net) -> Story {
+    let mut story =
+        Story::new("a VM takes its address along: errors of either launcher are nobody's meanwhile");
+    let flow = Flow::new(net, 61001);
+    let pod = net.pod(2);
+    flow.open(&mut story, pod);
+    let about = icmp(pod, flow.us, Says::NoPort, &flow.at(pod, &flow.request()), 8);
+    let quoted = between(flow.client, flow.frontend, &flow.request()).ttl(63);
+    let error = icmp(flow.frontend, flow.client, Says::NoPort, &quoted, 8).ttl(63);
+    story.wire("before, the VM's error reaches the client", about.clone(), Sent(error.clone(), ROUTER));
+    story.change("the same address on another node", move |world| {
+        world.expect(2, pod, 5);
+        let of_vm = world.records.v4.pods.values_mut().chain(world.records.v6.pods.values_mut());
+        of_vm.filter(|pod| pod.backend == 2).for_each(|pod| pod.side = 0);
+    });
+    story.wire("whose error is it?", about.clone(), Dropped(Reason::NOT_PRESENT));
+    let reply = flow.reply(pod);
+    story.wire("replies are the VM's wherever it is", reply.clone(), Sent(flow.back(&reply), ROUTER));
+    story.turned(2, 0, true);
+    story.change("the API has said where it is", |world| world.turn(2));
+    story.change("and the old pod is gone", move |world| {
+        world.forget_other(2);
+        let of_vm = world.records.v4.pods.values_mut().chain(world.records.v6.pods.values_mut());
+        of_vm.filter(|pod| pod.backend == 2).for_each(|pod| pod.side = 1);
+    });
+    story.turned(2, 1, false);
     story
 }
