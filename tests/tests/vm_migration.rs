@@ -43,6 +43,9 @@ const ONCE: [Kind; 9] = [
     Kind::ClientResets,
 ];
 
+/// Clients of another pod.
+const CONTROL: [Kind; 2] = [Kind::Echo, Kind::Datagrams];
+
 /// Clients that talk, or are silent, through all migrations.
 const LASTING: [Kind; 4] = [Kind::Echo, Kind::Push, Kind::Datagrams, Kind::ClientSpeaks];
 
@@ -80,7 +83,7 @@ fn migrate_in_a_row(count: usize, table: &mut Table) -> Result<Trial> {
     for family in Family::ALL {
         lasting.start(site.client(), &site.door(ELSEWHERE, family), &LASTING);
     }
-    control.start(site.client(), &site.other_door(ELSEWHERE, Family::V4), &[Kind::Echo]);
+    control.start(site.client(), &site.other_door(ELSEWHERE, Family::V4), &CONTROL);
     let mut switches = Vec::new();
     for number in 0..count {
         let mut once = Flows::default();
@@ -96,8 +99,8 @@ fn migrate_in_a_row(count: usize, table: &mut Table) -> Result<Trial> {
         let results = once.finish();
         let mut other = Flows::default();
         std::mem::swap(&mut other, &mut control);
-        let hiccup = other.finish().longest_gap();
-        control.start(site.client(), &site.other_door(ELSEWHERE, Family::V4), &[Kind::Echo]);
+        let hiccup = other.finish().hiccup()?;
+        control.start(site.client(), &site.other_door(ELSEWHERE, Family::V4), &CONTROL);
         if let Err(error) = results.judge(&[switch], hiccup) {
             if !site.launcher.guest_answers(Duration::from_secs(5)) {
                 return Ok(Trial::GuestDied);

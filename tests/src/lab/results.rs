@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::Switch;
 use super::blackout::Answers;
@@ -75,6 +75,22 @@ impl Results {
     pub fn longest_gap(&self) -> Duration {
         let active = self.outcomes.iter().filter(|outcome| outcome.kind.is_active());
         active.map(Outcome::gap).max().unwrap_or_default()
+    }
+
+    /// The longest gap of clients that have nothing to do with the VM: what the machine itself does to them. None of them may be
+    /// lost, be silent throughout or lose a datagram.
+    pub fn hiccup(&self) -> Result<Duration> {
+        for outcome in &self.outcomes {
+            match &outcome.seen {
+                Err(error) => bail!("{} of another pod is lost: {error:#}", outcome.name),
+                Ok(seen) => {
+                    ensure!(seen.times.len() > 1, "{} of another pod heard nothing", outcome.name);
+                    let lost = if is_udp(outcome.kind) { seen.lost } else { 0 };
+                    ensure!(lost == 0, "{} of another pod lost {lost} datagrams", outcome.name);
+                }
+            }
+        }
+        Ok(self.longest_gap())
     }
 
     /// Datagrams sent by either side, and lost.
