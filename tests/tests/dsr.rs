@@ -11,7 +11,7 @@ use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
-use vmlb_tests::{probe, servers};
+use vmlb_tests::{pass, probe, servers};
 
 /// Octets of a transfer.
 const OCTETS: u64 = 3_000_000;
@@ -83,6 +83,48 @@ fn transfers_complete_where_the_way_to_the_client_takes_less() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn the_tunnel_leaves_by_another_uplink_than_the_one_the_node_is_known_by() {
+    unless_unable("the_tunnel_leaves_by_another_uplink_than_the_one_the_node_is_known_by", || {
+        for shape in SHAPES {
+            let mut cluster = Cluster::build(Attachment::Routed)?;
+            add_uplink(&cluster)?;
+            cluster.start_agents(&flags("eth0=xdp", shape, &["--device", "eth1=tc"]))?;
+            for family in Family::ALL {
+                sees_the_client(&cluster, family).with_context(|| format!("{shape}, {family}"))?;
+                downloads(&cluster, family).with_context(|| format!("{shape}, {family}: a download"))?;
+            }
+            let text =
+                cluster.topology.router.output("ip", &["-s", "-j", "link", "show", "dev", "node1b"])?;
+            let links: serde_json::Value = serde_json::from_str(&text)?;
+            let carried = links[0]["stats64"]["rx"]["packets"].as_u64().unwrap_or(0);
+            ensure!(carried > 100, "{shape}: {carried} packets by the other uplink");
+        }
+        Ok(())
+    });
+}
+
+/// A second cable of the first node's, of another network; what it sends to the second node leaves by it.
+fn add_uplink(cluster: &Cluster) -> Result<()> {
+    let (node, router) = (&cluster.topology.nodes[0], &cluster.topology.router);
+    router.ip(&format!(
+        "link add node1b type veth peer name eth1 address 02:00:00:00:0e:01 netns {}\n\
+         link set node1b up\nlink set node1b master br0\n",
+        node.namespace.name()
+    ))?;
+    router.offloads("node1b", &["tx", "off", "gro", "on"])?;
+    pass::attach(router, "node1b", &node.pin_root.join("pass2"))?;
+    node.namespace.offloads("eth1", &["tx", "off"])?;
+    let far = cluster.topology.nodes[1].addresses;
+    // Who is asked for eth0's address by eth0's neighbours is not to answer by eth1.
+    node.namespace.set_sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
+    node.namespace.ip(&format!(
+        "addr add 198.51.100.77/32 dev eth1\naddr add 2001:db8:77::1/128 dev eth1 nodad\nlink set eth1 up\n\
+         route add {}/32 dev eth1\nroute add {}/128 dev eth1\n",
+        far.v4, far.v6
+    ))
 }
 
 /// The VM welcomes the client by HTTP and by UDP, and sees the client's address.

@@ -16,7 +16,7 @@ pub mod names {
     pub const SETTINGS: &str = "settings";
     /// Bitmaps, see [`super::Gate`].
     pub const GATE: &str = "gate";
-    /// Interface index → [`super::Device`].
+    /// Interface index, or [`super::Device::NODE`] → [`super::Device`].
     pub const DEVICES: &str = "devices";
     /// Service id → [`super::Service`].
     pub const SERVICES: &str = "services";
@@ -276,6 +276,12 @@ pub struct Device {
     pub snat_v4: Address4,
     /// The IPv6 address that SNAT takes when a packet leaves here; zeros: none.
     pub snat_v6: Address6,
+}
+
+impl Device {
+    /// The index, which no device has, under which map `devices` holds the node's own addresses as the cluster knows them: the
+    /// tunnel's outer source, whichever device it leaves by. Zeros: the leaving device's will do.
+    pub const NODE: u32 = 0;
 }
 
 /// Bits of [`Device::flags`].

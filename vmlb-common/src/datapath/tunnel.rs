@@ -4,7 +4,7 @@
 //! A packet carries a mark: the backend's tag, because the far node is to serve it by the backend that this one has chosen,
 //! and whether the flow is proved, because the far node keeps flows that nobody has proved where a flood may evict them.
 
-use crate::abi::{DeviceFlags, FlowKey, Reply, Tunnel, TunnelShape, Turn};
+use crate::abi::{Device, DeviceFlags, FlowKey, Reply, Tunnel, TunnelShape, Turn};
 use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::kernel::{Kernel, Stage, Step, Tables};
@@ -350,6 +350,16 @@ pub(super) fn returns_all<K: Kernel>(kernel: &K) -> bool {
     tunnel(kernel).returns != 0
 }
 
+/// Whom the far node is to see: this node, by the address that the cluster knows it by, because others are not listened to.
+#[inline(always)]
+fn own_address<F: Family, K: Kernel + Tables<F>>(kernel: &K, leaving_by: u32) -> Option<&F::Address> {
+    let of = |index| {
+        let address = kernel.snat_address(kernel.device(index)?);
+        (*address != F::Address::default()).then_some(address)
+    };
+    of(Device::NODE).or_else(|| of(leaving_by))
+}
+
 /// Writes the wrapping and sends the packet by `slot`.
 #[inline(never)]
 fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
@@ -360,13 +370,9 @@ fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
     hops: Hops,
 ) -> u32 {
     let tunnel = tunnel(kernel);
-    let Some(device) = kernel.device(slot.ifindex()) else {
+    let Some(own) = own_address::<F, K>(kernel, slot.ifindex()) else {
         return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
     };
-    let own = kernel.snat_address(device);
-    if *own == F::Address::default() {
-        return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
-    }
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::drop(Reason::MALFORMED).number();
     };

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use vmlb_common::abi::Tunnel;
+use vmlb_common::abi::{Device, Tunnel};
 use vmlb_common::verdict::Reason;
 
 use crate::address::Family;
@@ -16,7 +16,7 @@ use Expect::{Delivered, Dropped, DroppedBare, Passed, Sent, SentByTc, TooBig};
 const PROVED: u16 = 0x8000;
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    let of_shape: [fn(Net, Shape) -> Story; 16] = [
+    let of_shape: [fn(Net, Shape) -> Story; 17] = [
         addressed_here,
         datagrams_addressed_here,
         backend_here,
@@ -25,6 +25,7 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         middle_of_a_flow,
         close_in_the_middle,
         other_nodes_port,
+        known_by_another_address,
         not_ours,
         unknown_targets,
         deferred,
@@ -113,6 +114,33 @@ fn addressed_here(net: Net, shape: Shape) -> Story {
     let again = tcp(client, frontend).syn(70_000);
     story.wire("a new connection of the same port", again.clone(), ends.carried(&again, 0));
     story.flows(1, 0);
+    story
+}
+
+fn known_by_another_address(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) =
+        begin("a node with several uplinks, known by the address of the other one", net, shape, 0);
+    let known = net.node_on_eth1(0).ip();
+    story.change("the cluster knows it by eth1's address", |world| {
+        let node = Device { flags: 0, ..world.records.devices[&ETH1] };
+        world.records.devices.insert(Device::NODE, node);
+    });
+    let (client, frontend) = (net.client(0, 40000), net.vip(30002));
+    let syn = tcp(client, frontend).syn(1000);
+    let carried = Wrapping { from: known, ..ends.to(mark_of(2)) };
+    story.wire("a request: from that address, by eth0", syn.clone(), {
+        Sent(syn.ttl(63).wrapped(carried), NODE2)
+    });
+    let (frontend, pod) = (net.vip(30001), net.pod(1));
+    let syn = tcp(client, frontend).syn(1000);
+    story.wire("a request from node2", syn.clone().wrapped(ends.from(mark_of(1))), {
+        Delivered(between(client, pod, &syn))
+    });
+    let answer = tcp(pod, client).syn(5000).ack(1001);
+    let back = Wrapping { from: known, ..ends.to(0) };
+    story.egress("its answer: from that address too", answer.clone(), {
+        Sent(between(frontend, client, &answer).wrapped(back), NODE2)
+    });
     story
 }
 
