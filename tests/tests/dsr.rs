@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vmlb_agent::bpf::PinnedMap;
+use vmlb_agent::pins::PinRoot;
+use vmlb_common::abi::{Device, names};
 use vmlb_tests::address::Family;
-use vmlb_tests::agent::Flags;
+use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
 use vmlb_tests::namespace::Namespace;
 use vmlb_tests::requests::{self, Conversation};
@@ -101,9 +104,22 @@ fn the_tunnel_leaves_by_another_uplink_than_the_one_the_node_is_known_by() {
             let links: serde_json::Value = serde_json::from_str(&text)?;
             let carried = links[0]["stats64"]["rx"]["packets"].as_u64().unwrap_or(0);
             ensure!(carried > 100, "{shape}: {carried} packets by the other uplink");
+            is_not_listened_to(&cluster).with_context(|| format!("{shape}: the control"))?;
         }
         Ok(())
     });
+}
+
+/// Without the node's own address the tunnel has that of the device it leaves by, and the far node drops what comes.
+fn is_not_listened_to(cluster: &Cluster) -> Result<()> {
+    let [near, far] = &cluster.topology.nodes[..] else { anyhow::bail!("two nodes") };
+    let devices: PinnedMap<u32, Device> = PinnedMap::open(&PinRoot::new(&near.pin_root), names::DEVICES)?;
+    devices.remove(&Device::NODE)?;
+    let udp = cluster.frontend("second", servers::ECHO, 0, Family::V4)?;
+    cluster.client().run(|| requests::datagrams(udp))?.send(b"who")?;
+    probe::wait("a packet from no node", Duration::from_secs(5), || {
+        Ok(agent::json(far, &["drops"])?.to_string().contains("tunnel_source"))
+    })
 }
 
 /// A second cable of the first node's, of another network; what it sends to the second node leaves by it.
