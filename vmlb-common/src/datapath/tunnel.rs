@@ -378,7 +378,7 @@ fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
     };
     if hops == Hops::Counted {
         if frame.ip.ttl() <= 1 {
-            return Verdict::drop(Reason::TTL_EXPIRED).number();
+            return Verdict::EXPIRED.number();
         }
         let hop = frame.ip.decrement_ttl();
         let _field = frame.ip.fix_checksum(hop);

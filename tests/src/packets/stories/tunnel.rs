@@ -10,7 +10,7 @@ use crate::packets::frame::{Frame, Says, Shape, Wrapping, between, icmp, tcp, ud
 use crate::packets::story::{Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{ETH0, ETH1, Net, TUNNEL_PORT, neighbour, tag};
 
-use Expect::{Delivered, Dropped, DroppedBare, Passed, Sent, SentByTc, TooBig};
+use Expect::{Delivered, Dropped, DroppedBare, Expired, Passed, Sent, SentByTc, TooBig};
 
 /// The bit of a mark that says that the flow is proved.
 const PROVED: u16 = 0x8000;
@@ -107,7 +107,7 @@ fn addressed_here(net: Net, shape: Shape) -> Story {
         Sent(answer.clone().ttl(63), ROUTER),
     );
     let last = request.clone().ttl(1);
-    story.wire("no hops left", last, Dropped(Reason::TTL_EXPIRED));
+    story.wire("no hops left", last.clone(), Expired(last.refused(Says::TooLong)));
     story.wire("nor on the way back", answer.ttl(1).wrapped(ends.from(0)), DroppedBare(Reason::TTL_EXPIRED));
     let reset = tcp(frontend, client).at(5001).rst();
     story.wire("a reset", reset.clone().wrapped(ends.from(0)), Sent(reset.ttl(63), ROUTER));
