@@ -1,5 +1,6 @@
 //! The client's address kept on the way to another node: requests by the tunnel, replies from the VM's node.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -119,6 +120,56 @@ fn is_not_listened_to(cluster: &Cluster) -> Result<()> {
     cluster.client().run(|| requests::datagrams(udp))?.send(b"who")?;
     probe::wait("a packet from no node", Duration::from_secs(5), || {
         Ok(agent::json(far, &["drops"])?.to_string().contains("tunnel_source"))
+    })
+}
+
+#[test]
+fn transfers_by_the_tunnel_need_no_icmp_where_segments_are_clamped() {
+    unless_unable("transfers_by_the_tunnel_need_no_icmp_where_segments_are_clamped", || {
+        let of = |clamp| flags("eth0=xdp", "udp", &["--dsr-return", "ingress", "--clamp-mss", clamp]);
+        let mut cluster = Cluster::serving(Attachment::Routed, &of("auto"))?;
+        let deaf = "table inet deaf { chain input { type filter hook input priority filter; \
+                    icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }\n";
+        cluster.client().feed("nft", &["-f", "-"], deaf)?;
+        cluster.find("vm02")?.namespace.feed("nft", &["-f", "-"], deaf)?;
+        // What is cut behind the wrapping is cut to fit.
+        cluster.find("vm02")?.namespace.offloads("eth0", &["tso", "off", "gso", "off"])?;
+        for family in Family::ALL {
+            // The next hops are known from then on, and what their ways take.
+            sees_the_client(&cluster, family)?;
+            for transfer in [fetches as Transfer, requests::upload_over] {
+                moves(&cluster, family, transfer).with_context(|| format!("{family}"))?;
+            }
+        }
+        for agent in cluster.agents.iter_mut().filter_map(Option::take) {
+            agent.kill()?;
+        }
+        cluster.start_agents(&of("off"))?;
+        for family in Family::ALL {
+            for (name, transfer) in [("download", fetches as Transfer), ("upload", requests::upload_over)] {
+                let stalls = moves(&cluster, family, transfer).is_err();
+                ensure!(stalls, "{family}: the control's {name} does not stall");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A transfer over a connection: octets, and their rate.
+type Transfer = fn(TcpStream, u64, u64) -> Result<()>;
+
+fn fetches(connection: TcpStream, octets: u64, rate: u64) -> Result<()> {
+    requests::download_over(connection, octets, rate).map(drop)
+}
+
+/// A transfer of some hundred packets from or to the VM of the other node that does not stall for long.
+fn moves(cluster: &Cluster, family: Family, transfer: Transfer) -> Result<()> {
+    let frontend = cluster.frontend("second", servers::BULK, 0, family)?;
+    cluster.client().run(|| {
+        let connection = requests::connect(frontend)?;
+        connection.set_read_timeout(Some(Duration::from_millis(1500)))?;
+        connection.set_write_timeout(Some(Duration::from_millis(1500)))?;
+        transfer(connection, 300_000, 0)
     })
 }
 

@@ -16,12 +16,13 @@ use Expect::{Delivered, Dropped, DroppedBare, Expired, Passed, Sent, SentByTc, T
 const PROVED: u16 = 0x8000;
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    let of_shape: [fn(Net, Shape) -> Story; 17] = [
+    let of_shape: [fn(Net, Shape) -> Story; 18] = [
         addressed_here,
         datagrams_addressed_here,
         backend_here,
         datagrams_to_a_backend_here,
         always_back,
+        segment_sizes,
         middle_of_a_flow,
         close_in_the_middle,
         other_nodes_port,
@@ -236,6 +237,29 @@ fn always_back(net: Net, shape: Shape) -> Story {
     story.egress("is answered by this node", answer.clone(), {
         Delivered(between(frontend, net.client(1, 40000), &answer))
     });
+    story
+}
+
+fn segment_sizes(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) = begin("segment sizes of connections by the tunnel", net, shape, 0);
+    let (client, frontend, pod) = (net.client(0, 40000), net.vip(30001), net.pod(1));
+    let size = |octets: u16| [2, 4, (octets >> 8) as u8, octets as u8];
+    let headers = if net.0 == Family::V4 { 40 } else { 60 };
+    let fitting = 1500 - headers - shape.overhead(client.ip());
+    let syn = tcp(client, frontend).syn(1000).ttl(63).options(&size(1460));
+    story.wire("a SYN from node2: as it came", syn.clone().wrapped(ends.from(mark_of(1))), {
+        Delivered(between(client, pod, &syn))
+    });
+    let answer = tcp(pod, client).syn(5000).ack(1001).options(&size(1460));
+    let fits = answer.clone().options(&size(fitting));
+    story.egress("its answer: what the client sends comes by the tunnel", answer, {
+        ends.back(between(frontend, client, &fits))
+    });
+    let syn = tcp(client, net.vip(30002)).syn(1000).options(&size(1460));
+    story.wire("a SYN to node2: what the VM sends goes to the client", syn.clone(), ends.carried(&syn, 0));
+    story.change("replies come back as requests went", move |world| world.tunnel(shape, 1));
+    let fits = syn.clone().options(&size(fitting));
+    story.wire("a SYN to node2: what the VM sends comes back by the tunnel", syn, ends.carried(&fits, 0));
     story
 }
 
