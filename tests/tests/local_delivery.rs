@@ -51,13 +51,12 @@ fn guard(cluster: &Cluster) -> Result<()> {
         for name in ["all", "default", "eth0"] {
             node.namespace.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "1")?;
         }
-        for ([v4, v6], _) in [(address::pod_prefixes(node.index), ())] {
-            let rules = format!(
-                "table inet cni {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
+        let [v4, v6] = address::pod_prefixes(node.index);
+        let rules = format!(
+            "table inet cni {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
                  ip saddr {v4} ip daddr != {v4} masquerade; ip6 saddr {v6} ip6 daddr != {v6} masquerade; }}; }}\n"
-            );
-            node.namespace.feed("nft", &["-f", "-"], &rules)?;
-        }
+        );
+        node.namespace.feed("nft", &["-f", "-"], &rules)?;
     }
     Ok(())
 }
