@@ -35,11 +35,16 @@ pub fn remove(node: &Namespace) -> Result<()> {
 
 /// First packets of connections that took the rules, over all services and families.
 pub fn hits(node: &Namespace) -> Result<u64> {
+    counted(node, TABLE)
+}
+
+/// What the counters of the tables of that name count, over both families.
+pub(crate) fn counted(node: &Namespace, table: &str) -> Result<u64> {
     let listing: Value = serde_json::from_str(&node.output("nft", &["--json", "list", "ruleset"])?)?;
     let objects = listing["nftables"].as_array().context("nft's listing has objects")?;
     let expressions = objects
         .iter()
-        .filter(|object| object["rule"]["table"] == TABLE)
+        .filter(|object| object["rule"]["table"] == table)
         .filter_map(|object| object["rule"]["expr"].as_array())
         .flatten();
     Ok(expressions.filter_map(|expression| expression["counter"]["packets"].as_u64()).sum())

@@ -5,8 +5,8 @@
 //! [`service`] describes Services once, from which [`manifests`] writes what the agent reads and [`kube_proxy`] the
 //! nftables rules that kube-proxy would write; [`agent`] runs `vmlb agent` on a node; [`cluster`] puts all that
 //! together. [`capture`], [`counters`] and [`maps`] look at packets, the kernel and the pinned maps from outside, [`load`]
-//! and [`talk`] keep clients asking meanwhile, [`lab`] has VMs that migrate between launcher pods, [`feature`] asks what
-//! the kernel lacks. Everything made carries a prefix and goes with it ([`leftovers`]). [`packets`] are for the datapath
+//! and [`talk`] keep clients asking meanwhile, [`lab`] has VMs that migrate between launcher pods, [`overlay`] lays
+//! a CNI's network between the nodes, [`feature`] asks what the kernel lacks. Everything made carries a prefix and goes with it ([`leftovers`]). [`packets`] are for the datapath
 //! alone, on the host and in the kernel.
 
 use std::path::PathBuf;
@@ -30,6 +30,7 @@ pub mod load;
 pub mod manifests;
 pub mod maps;
 pub mod namespace;
+pub mod overlay;
 pub mod pace;
 pub mod packets;
 pub mod pass;

@@ -23,7 +23,7 @@ use vmlb_tests::address::Family;
 use vmlb_tests::packets::frame::{Frame, tcp, udp};
 use vmlb_tests::packets::random::Random;
 use vmlb_tests::packets::story::{self, Driver};
-use vmlb_tests::packets::world::{ETH0, Net, POD1};
+use vmlb_tests::packets::world::{ETH0, ETH2, Net, POD1};
 use vmlb_tests::packets::wrapped;
 use vmlb_tests::skip;
 
@@ -105,9 +105,13 @@ fn prefixes_of_packets_come_out_alike() {
     in_network("prefixes_of_packets_come_out_alike", |network, object| {
         let mut both = Both::new(network, kernel::Kernel::load(object, &network.pin_root)?)?;
         let mut count = 0;
-        for (hook, device) in
-            [(Hook::Xdp, ETH0), (Hook::Ingress, ETH0), (Hook::Egress, ETH0), (Hook::Pod, POD1)]
-        {
+        for (hook, device) in [
+            (Hook::Xdp, ETH0),
+            (Hook::Ingress, ETH0),
+            (Hook::Egress, ETH0),
+            (Hook::Pod, POD1),
+            (Hook::Overlay, ETH2),
+        ] {
             for family in Family::ALL {
                 for octets in prefixed(Net(family)) {
                     // Headers are short; what lies behind them is taken in larger steps.
@@ -258,6 +262,7 @@ impl Met {
             (Hook::Ingress, "redirect"),
             (Hook::Egress, "deliver"),
             (Hook::Pod, "redirect"),
+            (Hook::Overlay, "redirect"),
         ] {
             let count = self.verdicts.get(&served).copied().unwrap_or(0);
             ensure!(count >= 20, "{served:?} was met {count} times");

@@ -29,8 +29,8 @@ use crate::watch::{Event, Object};
 mod heap;
 mod network;
 mod options;
-mod pods;
 mod publish;
+mod sides;
 mod source;
 mod trace;
 

@@ -27,6 +27,7 @@ pub mod flows;
 pub mod log_level;
 pub mod migrations;
 mod print;
+mod reach;
 pub mod services;
 mod shares;
 pub mod status;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use vmlb_common::abi::{Device, PortRange};
@@ -31,6 +32,10 @@ pub struct NodeFacts {
     pub snat_ports: Vec<PortRange>,
     /// Addresses that devices had for SNAT before and that flows may still hold. The gate stays open for them too.
     pub held_addresses: BTreeSet<IpAddr>,
+    /// Backends of other nodes whose route leads into a device that vmlb does not send into, by the device's name.
+    pub unreached: BTreeMap<IpAddr, Arc<str>>,
+    /// Whether the pods are in OVN-Kubernetes' network.
+    pub is_ovn: bool,
 }
 
 /// A block of addresses, by the first of them.

@@ -7,7 +7,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -17,10 +17,21 @@ pub mod features;
 pub mod flag;
 pub mod hooks;
 pub mod offloads;
+pub mod overlays;
 pub mod policy;
 pub mod straight;
 pub mod uplinks;
 pub mod watch;
+
+/// What a packet on a device begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// The IP header: tunnels in IP.
+    Ip,
+}
 
 /// A network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +50,8 @@ pub struct Link {
     pub controller: Option<u32>,
     /// Largest packet, octets.
     pub mtu: u32,
+    /// What packets begin with.
+    pub framing: Framing,
 }
 
 /// An address on a device.
@@ -232,6 +245,10 @@ fn decode_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,
         up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
+        framing: match message.header.link_layer_type {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
+            _ => Framing::Ip,
+        },
         ..Link::default()
     };
     for attribute in &message.attributes {

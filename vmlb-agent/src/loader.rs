@@ -36,10 +36,14 @@ pub mod programs {
     pub const EGRESS: &str = "vmlb_egress";
     /// TC ingress of pods' host-side devices.
     pub const POD: &str = "vmlb_pod";
+    /// TC ingress of overlays' devices.
+    pub const OVERLAY: &str = "vmlb_overlay";
+    /// TC ingress of tunnels in IP, whose packets have no Ethernet header.
+    pub const OVERLAY_IP: &str = "vmlb_overlay_ip";
     /// One ageing pass over the flow tables; never attached.
     pub const SWEEP: &str = "vmlb_sweep";
     /// All of them.
-    pub const ALL: [&str; 6] = [XDP, INGRESS, INGRESS_FULL, EGRESS, POD, SWEEP];
+    pub const ALL: [&str; 8] = [XDP, INGRESS, INGRESS_FULL, EGRESS, POD, OVERLAY, OVERLAY_IP, SWEEP];
 }
 
 /// Whether the programs write aya-log lines for each step of a packet.
@@ -114,6 +118,10 @@ impl Datapath {
         &mut self.ebpf
     }
 
+    /// TC ingress of overlays' devices.
+    pub const OVERLAY: &str = "vmlb_overlay";
+    /// TC ingress of tunnels in IP, whose packets have no Ethernet header.
+    pub const OVERLAY_IP: &str = "vmlb_overlay_ip";
     /// One ageing pass over the flow tables.
     ///
     /// # Errors

@@ -25,11 +25,13 @@ pub enum Hook {
     Egress,
     /// TC ingress of a pod's host-side device.
     Pod,
+    /// TC ingress of a device by which pods of other nodes are reached, but no clients.
+    Overlay,
 }
 
 impl Hook {
     /// Every hook, in the order in which they are taken off a device.
-    pub const ALL: [Self; 4] = [Self::Xdp, Self::Ingress, Self::Pod, Self::Egress];
+    pub const ALL: [Self; 5] = [Self::Xdp, Self::Ingress, Self::Pod, Self::Overlay, Self::Egress];
 
     /// The word in the name of the pin.
     #[must_use]
@@ -39,6 +41,7 @@ impl Hook {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
             Self::Pod => "pod",
+            Self::Overlay => "overlay",
         }
     }
 

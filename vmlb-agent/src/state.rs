@@ -24,6 +24,8 @@ pub enum Role {
     Uplink,
     /// Pods of this node are behind it.
     PodSide,
+    /// Pods of other nodes are reached through it, but no clients.
+    Overlay,
 }
 
 /// A device that programs are on.

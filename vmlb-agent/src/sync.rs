@@ -191,7 +191,10 @@ impl Sync {
         if self.here.facts == facts {
             return;
         }
-        self.all_changed |= self.here.facts.addresses != facts.addresses;
+        let old = &self.here.facts;
+        self.all_changed |= old.addresses != facts.addresses
+            || old.unreached != facts.unreached
+            || old.is_ovn != facts.is_ovn;
         self.facts_changed = true;
         self.here.facts = facts;
     }

@@ -326,6 +326,11 @@ impl DeviceFlags {
     pub const DIRECT: u32 = 16;
     /// Its driver gives XDP no metadata. Set by the XDP program when it finds out; the agent moves the device to TC.
     pub const NO_METADATA: u32 = 8;
+    /// Pods of other nodes are reached through it (VXLAN, IPIP, WireGuard and the like), and our reverse program is at its TC
+    /// ingress.
+    pub const OVERLAY: u32 = 32;
+    /// Either kind by which pods of other nodes are reached.
+    pub const OUTWARD: u32 = Self::UPLINK | Self::OVERLAY;
 }
 
 /// A frontend's key: what a client addresses.

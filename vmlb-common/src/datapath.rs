@@ -61,6 +61,47 @@ pub fn pod_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &mut 
     conclude(packet, kernel, verdict)
 }
 
+/// The ingress of a device by which pods of other nodes are reached, but no clients (TC): replies of flows that went there,
+/// and errors about them (way 11).
+#[inline(always)]
+pub fn overlay_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(
+    packet: &mut P,
+    kernel: &K,
+) -> Verdict {
+    let verdict = match ethertype(packet) {
+        Some(Ethertype::IPV4) => from_overlay::<V4, P, K>(packet, kernel),
+        Some(Ethertype::IPV6) => from_overlay::<V6, P, K>(packet, kernel),
+        _ => return Verdict::PASS,
+    };
+    conclude(packet, kernel, verdict)
+}
+
+/// Whether a packet without an Ethernet header, as tunnels in IP have them, is to be given one for [`overlay_ingress`].
+#[inline(always)]
+pub fn is_for_overlay<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, ethertype: Ethertype) -> bool {
+    match ethertype {
+        Ethertype::IPV4 => gate::is_bare_reply::<V4, P, K>(packet, kernel),
+        Ethertype::IPV6 => gate::is_bare_reply::<V6, P, K>(packet, kernel),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn from_overlay<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+    let entrance = gate::ingress::<F, P, K>(packet, kernel);
+    if entrance.verdict.is_final() {
+        return entrance.verdict;
+    }
+    if entrance.may_be_error {
+        return Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel));
+    }
+    if entrance.may_be_reply {
+        // The flow is ours: the stack would answer a reset.
+        return Verdict::from_number(reply::remote::<F, P, K>(packet, kernel)).unanswered();
+    }
+    Verdict::PASS
+}
+
 #[inline(always)]
 fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let entrance = gate::ingress::<F, P, K>(packet, kernel);

@@ -35,6 +35,8 @@ pub enum Hook {
     Egress,
     /// TC ingress of a pod's host-side device.
     Pod,
+    /// TC ingress of a device by which pods of other nodes are reached, but no clients.
+    Overlay,
 }
 
 /// What became of a packet.
@@ -56,6 +58,7 @@ impl Node {
             Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress),
             Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress),
             Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress),
+            Hook::Overlay => self.at::<Tc>(device, frame, datapath::overlay_ingress),
         }
     }
 

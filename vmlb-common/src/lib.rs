@@ -35,6 +35,7 @@
 //! | 9 | frontend without a usable backend | dropped where policy Local says so, else answered: RST, port unreachable | XDP |
 //! | – | larger than the way on takes | answered with the way's MTU, where it must not be cut | XDP |
 //! | 10 | device without XDP | the same stages at TC ingress | TC |
+//! | 11 | to a frontend, backend elsewhere behind an overlay (VXLAN, Geneve, IPIP, GRE, WireGuard, ...) | DNAT and SNAT to the overlay's address ([`abi::DeviceFlags::OVERLAY`]), undone at that device's TC ingress | TC |
 //!
 //! What XDP cannot send itself (next hop's MAC address unknown, device that XDP cannot send through, a pod's device) it
 //! passes untouched with a mark in the packet's metadata; TC ingress of the same device runs the same stages and sends by

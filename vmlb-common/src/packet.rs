@@ -23,6 +23,19 @@ pub struct Frame<I, L> {
 // SAFETY: words of alignment 2 behind one another leave no gap.
 unsafe impl<I: Wire, L: Wire> Wire for Frame<I, L> {}
 
+/// IP and a transport header without a link layer, as tunnels in IP carry them.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Bare<I, L> {
+    /// Network layer.
+    pub ip: I,
+    /// Transport layer.
+    pub transport: L,
+}
+
+// SAFETY: words of alignment 2 behind one another leave no gap.
+unsafe impl<I: Wire, L: Wire> Wire for Bare<I, L> {}
+
 /// A packet in another: IP in IP.
 #[derive(Clone, Copy)]
 #[repr(C)]

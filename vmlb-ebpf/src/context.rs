@@ -8,7 +8,8 @@ use aya_ebpf::bindings::{
     TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action, xdp_md as XdpMd,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_pull_data,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_pull_data,
     bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
 };
 use vmlb_common::abi::TunnelShape;
@@ -17,7 +18,7 @@ use vmlb_common::family::Family;
 use vmlb_common::live::Slot;
 use vmlb_common::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
 use vmlb_common::verdict::{Reason, Verdict};
-use vmlb_common::wire::{Ethernet, Ethertype, Protocol, TcpHeader, UdpHeader, Wire};
+use vmlb_common::wire::{Be16, Ethernet, Ethertype, Protocol, TcpHeader, UdpHeader, Wire};
 
 /// `TC_ACT_UNSPEC`, which TCX calls `TCX_NEXT`: the next program decides.
 pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
@@ -221,6 +222,28 @@ impl Tc {
             // is not ours.
             unsafe { bpf_skb_pull_data(self.0, if length < HEADERS { length } else { HEADERS }) };
         }
+    }
+
+    /// What the packet is, by the kernel's word.
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> Ethertype {
+        // SAFETY: the context the kernel gave the program.
+        Ethertype(Be16::from_raw(unsafe { (*self.0).protocol } as u16))
+    }
+
+    /// Puts an Ethernet header in front of a packet without one; without addresses, which nobody reads.
+    #[inline(always)]
+    pub(crate) fn put_ethernet(&mut self, ethertype: Ethertype) -> bool {
+        // SAFETY: the context is this program's; views are taken afterwards.
+        if unsafe { bpf_skb_change_head(self.0, size_of::<Ethernet>() as u32, 0) } != 0 {
+            return false;
+        }
+        self.pull();
+        let Some(ethernet) = self.view::<Ethernet>() else {
+            return false;
+        };
+        ethernet.ethertype = ethertype;
+        true
     }
 
     /// Whether XDP has left this packet to us.

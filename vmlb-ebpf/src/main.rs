@@ -62,6 +62,29 @@ pub fn vmlb_pod(ctx: TcContext) -> i32 {
     packet.action(verdict)
 }
 
+/// TC ingress of an overlay's device: replies from pods of other nodes.
+#[classifier]
+pub fn vmlb_overlay(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    packet.pull();
+    let verdict = datapath::overlay_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// The same for a tunnel in IP, whose packets have no Ethernet header. What may be ours gets one, as sending by another
+/// device wants it; the stack finds the IP header wherever it is.
+#[classifier]
+pub fn vmlb_overlay_ip(ctx: TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
+    packet.pull();
+    let ethertype = packet.ethertype();
+    if !datapath::is_for_overlay(&mut packet, &Node, ethertype) || !packet.put_ethernet(ethertype) {
+        return NEXT;
+    }
+    let verdict = datapath::overlay_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
 /// The ageing pass; never attached, the agent runs it.
 #[raw_tracepoint]
 pub fn vmlb_sweep(_ctx: RawTracePointContext) -> i32 {

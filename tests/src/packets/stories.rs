@@ -13,6 +13,7 @@ mod hops;
 mod local;
 mod malformed;
 mod migration;
+mod overlay;
 mod peer;
 mod proof;
 mod remote;
@@ -22,7 +23,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 16] = [
+    let subjects: [fn(Net) -> Vec<Story>; 17] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -36,6 +37,7 @@ pub fn all(net: Net) -> Vec<Story> {
         clients::stories,
         errors::stories,
         migration::stories,
+        overlay::stories,
         tunnel::stories,
         clamp::stories,
         peer::stories,

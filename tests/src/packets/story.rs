@@ -79,6 +79,8 @@ pub enum At {
     Egress(u32),
     /// In by this pod's device.
     Pod(u32),
+    /// In by this overlay's device.
+    Overlay(u32),
 }
 
 type Change = Box<dyn Fn(&mut World)>;
@@ -303,6 +305,7 @@ impl Meeting {
             (At::Uplink(device), Driver::Tc) => (Hook::Ingress, device),
             (At::Egress(device), _) => (Hook::Egress, device),
             (At::Pod(device), _) => (Hook::Pod, device),
+            (At::Overlay(device), _) => (Hook::Overlay, device),
         };
         let place = &self.place;
         let first = observe(bench, hook, device, octets);

@@ -136,6 +136,11 @@ impl Net {
         SocketAddr::new(self.pick("172.19.0.11", "fd00:19::11"), port)
     }
 
+    /// The node, on other0 where that is an overlay's device.
+    pub fn node_on_overlay(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("172.21.0.11", "fd00:21::11"), port)
+    }
+
     /// The node, on eth2.
     pub fn node_on_eth2(self, port: u16) -> SocketAddr {
         SocketAddr::new(self.pick("172.20.0.11", "fd00:20::11"), port)
@@ -384,6 +389,7 @@ impl World {
             (Gate::SNAT_ADDRESSES, net.node(0)),
             (Gate::SNAT_ADDRESSES, net.node_on_eth1(0)),
             (Gate::SNAT_ADDRESSES, net.node_on_eth2(0)),
+            (Gate::SNAT_ADDRESSES, net.node_on_overlay(0)),
             (Gate::LOCAL_PODS, net.pod(1)),
             (Gate::LOCAL_PODS, net.pod(8)),
             (Gate::LOCAL_PODS, net.pod(9)),

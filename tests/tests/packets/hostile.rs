@@ -8,11 +8,16 @@ use vmlb_tests::capture::check_sums;
 use vmlb_tests::packets::bench::{Bench, Host, Tally};
 use vmlb_tests::packets::frame::{Frame, Says, between, icmp, tcp, udp};
 use vmlb_tests::packets::random::Random;
-use vmlb_tests::packets::world::{EMPTY, EMPTY_LOCAL, ETH0, LOCAL, Net, POD1, RANGED, STICKY};
+use vmlb_tests::packets::world::{EMPTY, EMPTY_LOCAL, ETH0, LOCAL, Net, OTHER0, POD1, RANGED, STICKY};
 use vmlb_tests::packets::wrapped;
 
-const HOOKS: [(Hook, u32); 4] =
-    [(Hook::Xdp, ETH0), (Hook::Ingress, ETH0), (Hook::Egress, ETH0), (Hook::Pod, POD1)];
+const HOOKS: [(Hook, u32); 5] = [
+    (Hook::Xdp, ETH0),
+    (Hook::Ingress, ETH0),
+    (Hook::Egress, ETH0),
+    (Hook::Pod, POD1),
+    (Hook::Overlay, OTHER0),
+];
 
 /// Packets of every kind that the datapath looks at.
 fn samples(net: Net) -> Vec<Frame> {

@@ -154,7 +154,15 @@ pub(crate) fn pair<F: HostFamily>(
     if scene.filling == Filling::Full {
         fill::<F>(&mut flows, net, now);
     }
-    let hook = random.pick(&[Hook::Xdp, Hook::Xdp, Hook::Ingress, Hook::Ingress, Hook::Egress, Hook::Pod]);
+    let hook = random.pick(&[
+        Hook::Xdp,
+        Hook::Xdp,
+        Hook::Ingress,
+        Hook::Ingress,
+        Hook::Egress,
+        Hook::Pod,
+        Hook::Overlay,
+    ]);
     let (frame, device) = packet(&known, world, net, hook, random);
     if world.records.settings.inherited != 0 && random.once_in(2) {
         inherit::<F>(&mut flows, &frame, now);
@@ -422,7 +430,7 @@ fn packet(known: &[(Ends, u32)], world: &World, net: Net, hook: Hook, random: &m
     let fitting: Vec<&(Ends, u32)> = known.iter().filter(|(ends, _)| fits(hook, ends.delivery)).collect();
     let (ends, sequence) =
         if fitting.is_empty() || random.once_in(5) { &fresh } else { fitting[random.below(fitting.len())] };
-    let is_reply = matches!(hook, Hook::Egress | Hook::Pod) || random.once_in(3);
+    let is_reply = matches!(hook, Hook::Egress | Hook::Pod | Hook::Overlay) || random.once_in(3);
     let wrapping = wrapping(world, net, hook, ends.backend, is_reply, random);
     let pod = pod_of(world, net, ends.backend, random);
     let (source, destination) = match random.below(30) {
@@ -505,6 +513,7 @@ fn fits(hook: Hook, delivery: Delivery) -> bool {
         Hook::Xdp | Hook::Ingress => true,
         Hook::Egress => delivery.keeps_source(),
         Hook::Pod => delivery != Delivery::KEPT,
+        Hook::Overlay => delivery == Delivery::SNAT,
     }
 }
 

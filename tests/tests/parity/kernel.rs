@@ -328,6 +328,7 @@ impl Kernel {
             Hook::Ingress => programs::INGRESS_FULL,
             Hook::Egress => programs::EGRESS,
             Hook::Pod => programs::POD,
+            Hook::Overlay => programs::OVERLAY,
         };
         let mut context = [0; 64];
         if hook == Hook::Xdp {

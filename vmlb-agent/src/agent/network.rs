@@ -10,11 +10,12 @@ use aya::Ebpf;
 use futures_util::FutureExt;
 use vmlb_common::abi::{Device, DeviceFlags};
 
-use super::pods::PodSides;
+use super::sides::Sides;
 use crate::facts::NodeFacts;
 use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
+use crate::interface::overlays::{is_ovn, leads_to_pods};
 use crate::interface::straight::{LocalDelivery, Straight};
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
@@ -44,7 +45,7 @@ pub struct Network {
     flags: Vec<DeviceFlag>,
     uplinks: BTreeMap<u32, Attached>,
     without_metadata: WithoutMetadata,
-    pods: PodSides,
+    sides: Sides,
     straight: Straight,
     /// To backends. Those of one node share a route, and most nodes are the others.
     routes: HashMap<IpAddr, Option<Arc<Route>>>,
@@ -81,7 +82,7 @@ impl Network {
             flags,
             uplinks: BTreeMap::new(),
             without_metadata: WithoutMetadata::default(),
-            pods: PodSides::default(),
+            sides: Sides::default(),
             straight: Straight::new(local_delivery),
             routes: HashMap::new(),
             default_routes: None,
@@ -185,11 +186,12 @@ impl Network {
             crossing.flags |= DeviceFlags::UPLINK;
         }
         let hops = self.cross(&mut crossings);
-        self.pods.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
+        self.sides.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
         self.straight.judge(&self.netlink, &self.interfaces, &mut crossings).await;
         for (ifindex, crossing) in &mut crossings {
             let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
-            if self.features.can_transmit(*ifindex, name) {
+            let is_overlay = crossing.flags & DeviceFlags::OVERLAY != 0;
+            if !is_overlay && self.features.can_transmit(*ifindex, name) {
                 crossing.flags |= DeviceFlags::XDP_TRANSMIT;
             }
             if self.without_metadata.contains(ifindex) {
@@ -197,7 +199,9 @@ impl Network {
             }
         }
         self.neighbours.keep(&hops).await;
-        let facts = facts(&self.interfaces, &crossings, snat, internal);
+        let mut facts = facts(&self.interfaces, &crossings, snat, internal);
+        facts.unreached = self.unreached();
+        facts.is_ovn = self.interfaces.links().any(is_ovn);
         snat.note(&facts);
         Ok(facts)
     }
@@ -276,7 +280,7 @@ impl Network {
                 None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
                 Some(reason) => tracing::info!("{}: uplink by {}: {reason}", link.name, uplink.mode.name()),
             }
-            self.pods.yield_to_uplink(link.ifindex, &self.attacher)?;
+            self.sides.yield_to_uplink(link.ifindex, &self.attacher)?;
             self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });
         }
         self.started = true;
@@ -318,21 +322,43 @@ impl Network {
                 }
                 continue;
             }
-            let kind = self.interfaces.link(route.ifindex).map(|link| link.kind.as_str()).unwrap_or_default();
-            if *place == Whereabouts::Here && ["veth", "bridge"].contains(&kind) {
-                let crossing = crossings.entry(route.ifindex).or_default();
-                crossing.flags |= DeviceFlags::POD_SIDE;
-                let source =
-                    if address.is_ipv4() { &mut crossing.source_v4 } else { &mut crossing.source_v6 };
-                *source = source.or(route.source);
+            let Some(link) = self.interfaces.link(route.ifindex) else { continue };
+            let flag = match place {
+                Whereabouts::Here if ["veth", "bridge"].contains(&link.kind.as_str()) => {
+                    DeviceFlags::POD_SIDE
+                }
+                Whereabouts::Elsewhere if leads_to_pods(link) => DeviceFlags::OVERLAY,
+                _ => continue,
+            };
+            let crossing = crossings.entry(route.ifindex).or_default();
+            crossing.flags |= flag;
+            let source = if address.is_ipv4() { &mut crossing.source_v4 } else { &mut crossing.source_v6 };
+            *source = source.or(route.source);
+        }
+        for crossing in crossings.values_mut() {
+            // A bridge that joins pods of several nodes.
+            if crossing.flags & DeviceFlags::POD_SIDE != 0 {
+                crossing.flags &= !DeviceFlags::OVERLAY;
             }
         }
         hops
     }
 
-    /// Takes the programs off pods' devices that need them no more and are out of the facts.
+    /// Backends of other nodes whose route leads into a device that is not for us, by its name.
+    fn unreached(&self) -> BTreeMap<IpAddr, Arc<str>> {
+        let elsewhere = self.backends.iter().filter(|(_, place)| *place == Whereabouts::Elsewhere);
+        let unreached = elsewhere.filter_map(|(address, _)| {
+            let route = self.routes.get(address)?.as_ref()?;
+            let link = self.interfaces.link(route.ifindex)?;
+            let is_reached = self.uplinks.contains_key(&route.ifindex) || leads_to_pods(link);
+            (!is_reached).then(|| (*address, Arc::from(link.name.as_str())))
+        });
+        unreached.collect()
+    }
+
+    /// Takes the programs off devices behind which no backend is any more and are out of the facts.
     pub fn release_devices(&mut self) {
-        self.pods.release(&self.attacher);
+        self.sides.release(&self.attacher);
     }
 
     /// The ways to the target of a migration, as they are now; `devices` are those of map `devices`.
@@ -366,7 +392,7 @@ impl Network {
                 wanted.insert((attached.name.clone(), Hook::Xdp));
             }
         }
-        wanted.extend(self.pods.links());
+        wanted.extend(self.sides.links());
         self.attacher.prune(&wanted)
     }
 
@@ -400,7 +426,7 @@ impl Network {
             mode: attached.uplink.mode,
             reason: attached.uplink.reason.clone(),
         });
-        let pods = self.pods.devices().map(|device| DeviceState {
+        let pods = self.sides.devices().map(|device| DeviceState {
             reason: self.straight.refusal(device.ifindex).map(str::to_owned),
             ..device
         });

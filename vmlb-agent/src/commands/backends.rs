@@ -11,8 +11,10 @@ use vmlb_common::abi::{BackendName, ServiceName, TargetKey, Traffic, names};
 use vmlb_common::wire::Protocol;
 
 use super::print::{Listing, Row, Wide, answer};
+use super::reach::{Reach, Reaches};
 use super::shares::{Selections, percent};
-use super::{Reading, backend_addresses, backend_names, few, help};
+use super::ways::{Place, places};
+use super::{Output, Reading, backend_addresses, backend_names, few, help};
 use crate::bpf::PinnedMap;
 use crate::counts::FlowCounts;
 use crate::counts::traffic::TrafficMap;
@@ -28,7 +30,7 @@ use crate::settings::text;
 
 WEIGHT is what the VM asks for by annotation, 100 without it; SHARE is a backend's part of the selection tables it is in, so
 of new flows to their Services (percent); one that finishes what it has, has none. FLOWS are those open now, NEW those since the backend came, PACKETS and BYTES in both directions (IP
-headers included)."))]
+headers included). WAYS (wide and JSON) says of each address by which device it is reached from here, and why."))]
 pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
@@ -56,6 +58,8 @@ struct BackendRow {
     share: f64,
     flows: u64,
     traffic: TrafficRow,
+    /// How each of its addresses is reached.
+    ways: Vec<Reach>,
 }
 
 #[derive(Serialize)]
@@ -90,6 +94,9 @@ fn list(root: &PinRoot, out: &mut dyn Write, reading: &Reading) -> anyhow::Resul
     let end = names.last_key_value().map_or(0, |(id, _)| id.saturating_add(1));
     let mut reader = Reader {
         addresses: backend_addresses(root)?,
+        places: places(root)?,
+        // A listing for a glance does without asking for a route per backend.
+        reaches: if reading.output == Output::Table { None } else { Some(Reaches::open(root)?) },
         targets: targets(root)?,
         slots: slots(root)?,
         flows: FlowCounts::read(root)?.by_backend,
@@ -97,13 +104,15 @@ fn list(root: &PinRoot, out: &mut dyn Write, reading: &Reading) -> anyhow::Resul
     };
     let mut listing = Listing::begin::<BackendRow>(out, reading);
     for (id, name) in &names {
-        listing.row(&reader.row(*id, name))?;
+        listing.row(&reader.row(*id, name)?)?;
     }
     listing.end()
 }
 
 struct Reader {
     addresses: HashMap<u32, Vec<IpAddr>>,
+    places: HashMap<u32, Vec<Place>>,
+    reaches: Option<Reaches>,
     targets: HashMap<u32, Vec<TargetRow>>,
     slots: HashMap<u32, Slots>,
     flows: HashMap<u32, u64>,
@@ -111,12 +120,15 @@ struct Reader {
 }
 
 impl Reader {
-    fn row(&mut self, id: u32, name: &BackendName) -> BackendRow {
+    fn row(&mut self, id: u32, name: &BackendName) -> anyhow::Result<BackendRow> {
+        let places = self.places.get(&id).into_iter().flatten();
+        let ways = self.reaches.iter().flat_map(|reaches| places.clone().map(|place| reaches.of(place)));
+        let ways = ways.collect::<anyhow::Result<_>>()?;
         let slots = self.slots.get(&id).copied().unwrap_or_default();
         let traffic = self.traffic.get(&id).copied().unwrap_or_default();
         let mut targets = self.targets.remove(&id).unwrap_or_default();
         targets.sort_unstable_by_key(|target| (target.port, target.protocol));
-        BackendRow {
+        Ok(BackendRow {
             id,
             kind: if name.vm == 1 { "VM" } else { "pod" },
             namespace: text(&name.namespace),
@@ -136,7 +148,8 @@ impl Reader {
                 reply_octets: traffic.reply_octets,
                 new_flows: traffic.opened,
             },
-        }
+            ways,
+        })
     }
 }
 
@@ -202,6 +215,7 @@ impl Row for BackendRow {
                 "REQUEST-BYTES",
                 "REPLY-BYTES",
                 "UID",
+                "WAYS",
             ]);
         }
         heads
@@ -235,6 +249,7 @@ impl Row for BackendRow {
                 traffic.request_octets.to_string(),
                 traffic.reply_octets.to_string(),
                 self.uid.clone(),
+                self.ways.iter().map(Reach::to_string).collect::<Vec<_>>().join("; "),
             ]);
         }
         cells

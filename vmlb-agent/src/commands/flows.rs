@@ -34,7 +34,8 @@ use filter::Wanted;
 
 A flow is opening until the backend has answered and the client has shown that it got the answer; closing after one FIN,
 closed after both or a RST. PEER is whom the backend answers: the client, or this node with a SNAT port. IDLE is in seconds.
-WAY is how packets reach the backend now: by this node's stack, into the pod's device, by an uplink, or by the tunnel to its
+WAY is how packets reach the backend now: by this node's stack, into the pod's device, by an uplink
+(or overlay: see DEVICE), or by the tunnel to its
 node.
 Flows come in no order: pipe them through sort."))]
 pub struct Options {

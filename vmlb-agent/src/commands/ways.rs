@@ -20,6 +20,18 @@ pub(super) struct Place {
     is_here: bool,
 }
 
+impl Place {
+    #[cfg(test)]
+    pub(super) const fn new(address: IpAddr, is_here: bool) -> Self {
+        Self { address, is_here }
+    }
+
+    /// Whether it is on this node.
+    pub(super) const fn is_here(&self) -> bool {
+        self.is_here
+    }
+}
+
 /// The present endpoints by backend id: at most one a family, IPv4 first.
 pub(super) fn places(root: &PinRoot) -> anyhow::Result<HashMap<u32, Vec<Place>>> {
     let turns: PinnedMap<u32, Turn> = PinnedMap::open(root, names::TURNS)?;

@@ -167,7 +167,9 @@ pub fn view(index: &Index, here: &Here, name: &Name) -> Option<ServiceView> {
     for port in &service.ports {
         view.ports.push(port_view(index, here, service, families, port));
     }
-    if view.ports.iter().any(|port| port.left.is_none()) {
+    // Where backends are has to be known for as long as that is what stands in the way.
+    let is_placed = |left: &Option<Left>| matches!(left, None | Some(Left::Device(..)));
+    if view.ports.iter().any(|port| is_placed(&port.left)) {
         view.listings = listings(index, name);
         view.health = health_check(index, here, service, families);
         view.warnings = warnings(index, service, families, &view.ports);
@@ -224,6 +226,7 @@ fn port_view(
     let left = service.left.clone().or((!served).then_some(Left::Protocol(port.protocol)));
     let left =
         left.or((frontends.is_empty() && has_idle_external_ips(here, service)).then_some(Left::ExternalIps));
+    let left = left.or_else(|| out_of_reach(index, here, service, port));
     let mut view = PortView {
         key,
         name: port.name.clone(),
@@ -252,6 +255,24 @@ fn port_view(
         ways.map(|(frontend, admission)| Way { frontend, side: side(&frontend), admission }).collect();
     view.restrict(&service.ranges);
     view
+}
+
+/// Why backends cannot be reached, as far as the network side knows. What goes by the tunnel takes the way to their node.
+fn out_of_reach(index: &Index, here: &Here, service: &Service, port: &ServicePort) -> Option<Left> {
+    let facts = &here.facts;
+    if facts.is_ovn {
+        return Some(Left::Ovn);
+    }
+    let by_tunnel = is_dsr(service, here) && here.serving.has_tunnel;
+    if facts.unreached.is_empty() || by_tunnel || service.policy == Policy::Local {
+        return None;
+    }
+    let both = [Family::V4, Family::V6].into_iter();
+    let mut found = both.flat_map(|family| endpoints(index, &service.name, port, family));
+    found.find_map(|candidate| {
+        let address = candidate.endpoint.address;
+        facts.unreached.get(&address).map(|device| Left::Device(address, device.clone()))
+    })
 }
 
 /// The table of one family; `targets` gets whoever answers for the port.

@@ -114,6 +114,10 @@ pub enum Left {
     Claimed(Name),
     /// The maps are full; names the flag to raise.
     Full(&'static str),
+    /// The route to one of its backends leads into a device that vmlb does not send into.
+    Device(IpAddr, Arc<str>),
+    /// The pods are in OVN-Kubernetes' network.
+    Ovn,
 }
 
 impl fmt::Display for Left {
@@ -125,6 +129,11 @@ impl fmt::Display for Left {
             Self::Protocol(protocol) => write!(out, "protocol {} is not served yet", protocol.name()),
             Self::Claimed(other) => write!(out, "its frontends belong to the older Service {other}"),
             Self::Full(flag) => write!(out, "the maps are full, raise {flag}"),
+            Self::Device(address, device) => write!(
+                out,
+                "the route to {address} leads into {device}, which is neither an uplink nor an overlay's device"
+            ),
+            Self::Ovn => out.write_str("pods of OVN-Kubernetes answer past the node's stack (ovn-k8s-mp0)"),
         }
     }
 }

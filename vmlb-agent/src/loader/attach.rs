@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::programs;
 use crate::bpf::{LinkHook, LinkTarget, pinned_link_target};
+use crate::interface::Framing;
 use crate::pins::{self, Hook, PinRoot};
 
 pub mod clsact;
@@ -114,6 +115,18 @@ impl Attacher {
     /// When it cannot be attached.
     pub fn pod_side(&mut self, ebpf: &mut Ebpf, place: Place<'_>) -> anyhow::Result<()> {
         self.attach_tc(ebpf, place, Hook::Pod, programs::POD)
+    }
+
+    /// Puts the reverse program on a device by which pods of other nodes are reached.
+    ///
+    /// # Errors
+    /// When it cannot be attached.
+    pub fn overlay(&mut self, ebpf: &mut Ebpf, place: Place<'_>, framing: Framing) -> anyhow::Result<()> {
+        let name = match framing {
+            Framing::Ethernet => programs::OVERLAY,
+            Framing::Ip => programs::OVERLAY_IP,
+        };
+        self.attach_tc(ebpf, place, Hook::Overlay, name)
     }
 
     /// Takes one program off a device; one that is not there is fine.
@@ -218,7 +231,9 @@ impl Attacher {
         let pin = self.root.link(place.name, hook);
         let (direction, link_hook) = match hook {
             Hook::Egress => (TcAttachType::Egress, LinkHook::TcxEgress),
-            Hook::Ingress | Hook::Pod | Hook::Xdp => (TcAttachType::Ingress, LinkHook::TcxIngress),
+            Hook::Ingress | Hook::Pod | Hook::Overlay | Hook::Xdp => {
+                (TcAttachType::Ingress, LinkHook::TcxIngress)
+            }
         };
         if let Some(link) = self.adopt(&pin, place, link_hook) {
             let swapped = SchedClassifierLink::try_from(link)

@@ -214,7 +214,7 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     } else if is_here && P::SENDING == Sending::Frames {
         Verdict::defer(Reason::POD_DEVICE)
     } else if let Some(slot) = kernel.backend_hop(flow.backend) {
-        let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
+        let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::OUTWARD };
         let way = Way { protocol: transport.protocol, source, destination, addresses, wanted };
         hop::send(packet, kernel, &validity, slot, &way)
     } else {

@@ -3,7 +3,7 @@
 use crate::abi::{Gate, TunnelShape};
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Kernel, Step};
-use crate::packet::{Frame, Packet};
+use crate::packet::{Bare, Frame, Packet};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, TcpFlags, TcpHeader, UdpHeader};
 
@@ -76,6 +76,23 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
     let may_be_wrapped = may_be_reply && protocol == Protocol::UDP && is_tunnel(kernel, port);
     kernel.trace(packet, Step::GATE, u32::from(port));
     Entrance { may_be_reply, may_be_request, may_be_wrapped, ..Entrance::closed(Verdict::CONTINUE) }
+}
+
+/// Whether a packet that begins with its IP header may be a reply of ours, or an error about a request.
+#[inline(always)]
+pub(super) fn is_bare_reply<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> bool {
+    let Some(Bare { ip, transport }) = packet.view::<Bare<F::Header, UdpHeader>>() else {
+        return false;
+    };
+    let protocol = ip.protocol();
+    let may_be_error = protocol == F::ICMP;
+    let may_be_reply = (protocol == Protocol::TCP || protocol == Protocol::UDP)
+        && is_set(kernel, Gate::SNAT_PORTS, transport.destination.get());
+    ip.is_version()
+        && ip.is_plain()
+        && !ip.is_fragment()
+        && (may_be_error || may_be_reply)
+        && is_snat(kernel, &ip.destination())
 }
 
 /// Whether an address is of a frontend, or SNAT's.

@@ -154,7 +154,9 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     if P::SENDING == Sending::Frames {
         if flags & DeviceFlags::XDP_TRANSMIT == 0 {
-            return Verdict::defer(Reason::NO_TRANSMIT).number();
+            // TC has no answer for what is too large.
+            let verdict = fits::<F, P>(packet, hop.mtu);
+            return if verdict.is_final() { verdict } else { Verdict::defer(Reason::NO_TRANSMIT) }.number();
         }
         if known == Neighbour::Unknown {
             return Verdict::defer(Reason::NEIGHBOUR).number();

@@ -119,7 +119,7 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
         // The pod's node need not believe that its sender is on this way.
         rewrite.from = Some(&peer);
     }
-    let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
+    let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::OUTWARD };
     let version = version(backend, side(kernel, id));
     rewrite.send(packet, kernel, quoted.protocol, version, slot, wanted).number()
 }

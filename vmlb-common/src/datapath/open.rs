@@ -313,7 +313,7 @@ fn elsewhere<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::punt(Reason::from_number(ifindex & !NOWHERE));
     }
     let remote = backend.flags & BackendFlags::LOCAL == 0;
-    let wanted = if remote { DeviceFlags::UPLINK } else { DeviceFlags::POD_SIDE };
+    let wanted = if remote { DeviceFlags::OUTWARD } else { DeviceFlags::POD_SIDE };
     if device_flags(kernel, ifindex) & wanted == 0 {
         return Verdict::punt(Reason::FOREIGN_DEVICE);
     }

@@ -6,6 +6,8 @@ use vmlb_common::abi::PortRange;
 
 use crate::settings::{self, ports};
 
+use crate::interface::overlays::OVN;
+
 use super::devices::Uplink;
 use super::{Finding, Weight};
 
@@ -21,10 +23,18 @@ pub(super) fn look(uplinks: &[Uplink], node_ports: PortRange) -> Vec<Finding> {
         findings.extend(reverse_path(name, strict, uplinks.len()));
     }
     findings.extend(mtu(uplinks));
+    findings.extend(ovn(read(&format!("ipv4/conf/{OVN}/forwarding")).is_some()));
     if let Ok(local) = settings::local_ports() {
         findings.push(snat_ports(local, node_ports));
     }
     findings
+}
+
+/// OVN-Kubernetes answers clients outside past the node's stack.
+fn ovn(is_there: bool) -> Option<Finding> {
+    let message =
+        format!("pods are OVN-Kubernetes' ({OVN}): every Service is left to it, vmlb serves nothing here");
+    is_there.then(|| Finding::new(Weight::Problem, "cni", message, "install vmlb on nodes with another CNI"))
 }
 
 fn forwarding(v4: Option<u32>, v6: Option<u32>) -> Finding {

@@ -31,7 +31,7 @@ pub const fn is_ours(priority: u32, handle: u16) -> bool {
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
         Hook::Egress => TcAttachType::Egress,
-        Hook::Ingress | Hook::Pod | Hook::Xdp => TcAttachType::Ingress,
+        Hook::Ingress | Hook::Pod | Hook::Overlay | Hook::Xdp => TcAttachType::Ingress,
     }
 }
 
@@ -72,6 +72,7 @@ pub fn remove(device: &str, hook: Hook) -> anyhow::Result<()> {
         Hook::Egress => &[programs::EGRESS],
         Hook::Ingress => &[programs::INGRESS, programs::INGRESS_FULL],
         Hook::Pod => &[programs::POD],
+        Hook::Overlay => &[programs::OVERLAY, programs::OVERLAY_IP],
         Hook::Xdp => &[],
     };
     for name in names {
