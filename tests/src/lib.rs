@@ -33,6 +33,7 @@ pub mod namespace;
 pub mod pace;
 pub mod packets;
 pub mod pass;
+pub mod pieces;
 pub mod pod;
 pub mod podman;
 pub mod probe;

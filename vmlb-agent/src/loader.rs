@@ -15,6 +15,7 @@ use crate::pins::{self, PinRoot};
 
 pub mod adopt;
 pub mod attach;
+mod calls;
 pub mod resize;
 pub mod sizes;
 
@@ -38,8 +39,27 @@ pub mod programs {
     pub const POD: &str = "vmlb_pod";
     /// One ageing pass over the flow tables; never attached.
     pub const SWEEP: &str = "vmlb_sweep";
+    /// What XDP goes on with where it meets a fragment; never attached.
+    pub const XDP_FRAGMENT: &str = "vmlb_xdp_fragment";
+    /// The same for TC ingress of uplinks.
+    pub const INGRESS_FRAGMENT: &str = "vmlb_ingress_fragment";
+    /// The same for TC egress of uplinks.
+    pub const EGRESS_FRAGMENT: &str = "vmlb_egress_fragment";
+    /// The same for TC ingress of pods' host-side devices.
+    pub const POD_FRAGMENT: &str = "vmlb_pod_fragment";
     /// All of them.
-    pub const ALL: [&str; 6] = [XDP, INGRESS, INGRESS_FULL, EGRESS, POD, SWEEP];
+    pub const ALL: [&str; 10] = [
+        XDP,
+        INGRESS,
+        INGRESS_FULL,
+        EGRESS,
+        POD,
+        SWEEP,
+        XDP_FRAGMENT,
+        INGRESS_FRAGMENT,
+        EGRESS_FRAGMENT,
+        POD_FRAGMENT,
+    ];
 }
 
 /// Whether the programs write aya-log lines for each step of a packet.
@@ -100,6 +120,7 @@ impl Datapath {
         for (name, program) in ebpf.programs_mut() {
             pin_program(program, &root.program(name))?;
         }
+        calls::fill(&ebpf, root)?;
         Ok(Self { ebpf, succession })
     }
 
@@ -171,6 +192,7 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::RANGES,
         names::AFFINITY,
         names::NEW_AFFINITY,
+        names::FRAGMENTS,
     ];
     let single = [
         names::SERVICES,
@@ -187,6 +209,8 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::REASONS,
         names::ANSWERS,
         names::SNAT_TRIES,
+        names::XDP_CALLS,
+        names::TC_CALLS,
         names::DEVICES,
         names::GATE,
         names::SETTINGS,
@@ -264,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {
-        assert_eq!(map_names().count(), 45);
+        assert_eq!(map_names().count(), 49);
         assert!(is_pinned("flows_v6") && is_pinned("settings"));
         assert!(!is_pinned(".rodata") && !is_pinned("AYA_LOGS"));
     }

@@ -14,6 +14,7 @@ mod affinity;
 mod clamp;
 mod end;
 mod forward;
+pub mod fragment;
 mod gate;
 mod hop;
 mod icmp;

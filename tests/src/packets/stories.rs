@@ -9,6 +9,7 @@ mod device;
 mod ends;
 mod errors;
 mod foreign;
+mod fragments;
 mod hops;
 mod local;
 mod malformed;
@@ -22,7 +23,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 16] = [
+    let subjects: [fn(Net) -> Vec<Story>; 17] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -37,6 +38,7 @@ pub fn all(net: Net) -> Vec<Story> {
         errors::stories,
         migration::stories,
         tunnel::stories,
+        fragments::stories,
         clamp::stories,
         peer::stories,
     ];
