@@ -34,6 +34,7 @@ pub mod overlay;
 pub mod pace;
 pub mod packets;
 pub mod pass;
+pub mod pieces;
 pub mod pod;
 pub mod podman;
 pub mod probe;

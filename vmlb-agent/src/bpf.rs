@@ -83,7 +83,18 @@ macro_rules! plain_of_addresses {
     )*};
 }
 
-plain_of_addresses!(Backend, WireKey, FlowKey, ReplyKey, Flow, Reply, ClientKey, RangeKey);
+plain_of_addresses!(
+    Backend,
+    WireKey,
+    FlowKey,
+    ReplyKey,
+    Flow,
+    Reply,
+    ClientKey,
+    RangeKey,
+    FragmentKey,
+    Fragment
+);
 
 /// `union bpf_attr`, as far as the batch commands use it.
 #[repr(C)]

@@ -15,6 +15,7 @@ use crate::pins::{self, PinRoot};
 
 pub mod adopt;
 pub mod attach;
+mod calls;
 pub mod resize;
 pub mod sizes;
 
@@ -42,8 +43,29 @@ pub mod programs {
     pub const OVERLAY_IP: &str = "vmlb_overlay_ip";
     /// One ageing pass over the flow tables; never attached.
     pub const SWEEP: &str = "vmlb_sweep";
+    /// What XDP goes on with where it meets a fragment; never attached.
+    pub const XDP_FRAGMENT: &str = "vmlb_xdp_fragment";
+    /// The same for TC ingress of uplinks.
+    pub const INGRESS_FRAGMENT: &str = "vmlb_ingress_fragment";
+    /// The same for TC egress of uplinks.
+    pub const EGRESS_FRAGMENT: &str = "vmlb_egress_fragment";
+    /// The same for TC ingress of pods' host-side devices.
+    pub const POD_FRAGMENT: &str = "vmlb_pod_fragment";
     /// All of them.
-    pub const ALL: [&str; 8] = [XDP, INGRESS, INGRESS_FULL, EGRESS, POD, OVERLAY, OVERLAY_IP, SWEEP];
+    pub const ALL: [&str; 12] = [
+        XDP,
+        INGRESS,
+        INGRESS_FULL,
+        EGRESS,
+        POD,
+        OVERLAY,
+        OVERLAY_IP,
+        SWEEP,
+        XDP_FRAGMENT,
+        INGRESS_FRAGMENT,
+        EGRESS_FRAGMENT,
+        POD_FRAGMENT,
+    ];
 }
 
 /// Whether the programs write aya-log lines for each step of a packet.
@@ -104,6 +126,7 @@ impl Datapath {
         for (name, program) in ebpf.programs_mut() {
             pin_program(program, &root.program(name))?;
         }
+        calls::fill(&ebpf, root)?;
         Ok(Self { ebpf, succession })
     }
 
@@ -179,6 +202,7 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::RANGES,
         names::AFFINITY,
         names::NEW_AFFINITY,
+        names::FRAGMENTS,
     ];
     let single = [
         names::SERVICES,
@@ -195,6 +219,8 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::REASONS,
         names::ANSWERS,
         names::SNAT_TRIES,
+        names::XDP_CALLS,
+        names::TC_CALLS,
         names::DEVICES,
         names::GATE,
         names::SETTINGS,
@@ -272,7 +298,7 @@ mod tests {
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {
-        assert_eq!(map_names().count(), 45);
+        assert_eq!(map_names().count(), 49);
         assert!(is_pinned("flows_v6") && is_pinned("settings"));
         assert!(!is_pinned(".rodata") && !is_pinned("AYA_LOGS"));
     }

@@ -7,6 +7,10 @@
 use crate::family::{Address, Address4, Address6};
 use crate::wire::Protocol;
 
+mod fragment;
+
+pub use fragment::{Fragment, FragmentFlags, FragmentHook, FragmentKey};
+
 /// The ABI number in [`Settings::version`]; agents refuse pinned maps of another.
 pub const VERSION: u32 = 3;
 
@@ -74,6 +78,12 @@ pub mod names {
     pub const HALF_REPLIES: [&str; 2] = ["half_replies_v4", "half_replies_v6"];
     /// Backend id → [`super::Hop`] of the tunnel to its node, per CPU.
     pub const TUNNEL_HOPS: [&str; 2] = ["tunnel_hops_v4", "tunnel_hops_v6"];
+    /// [`super::FragmentKey`] → [`super::Fragment`], evictable.
+    pub const FRAGMENTS: [&str; 2] = ["fragments_v4", "fragments_v6"];
+    /// Programs for fragments, which XDP programs go on with.
+    pub const XDP_CALLS: &str = "xdp_calls";
+    /// Programs for fragments, which TC programs go on with; by [`super::FragmentHook`].
+    pub const TC_CALLS: &str = "tc_calls";
     /// Backend id → [`super::Hop`], per CPU.
     pub const HOPS: [&str; 2] = ["hops_v4", "hops_v6"];
 }

@@ -14,6 +14,7 @@ mod affinity;
 mod clamp;
 mod end;
 mod forward;
+pub mod fragment;
 mod gate;
 mod hop;
 mod icmp;
@@ -89,6 +90,9 @@ pub fn is_for_overlay<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, ethertyp
 #[inline(always)]
 fn from_overlay<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let entrance = gate::ingress::<F, P, K>(packet, kernel);
+    if entrance.verdict == Verdict::FRAGMENT {
+        return Verdict::punt(Reason::FRAGMENT);
+    }
     if entrance.verdict.is_final() {
         return entrance.verdict;
     }

@@ -3,10 +3,13 @@
 use crate::checksum::{Delta, Sum};
 use crate::wire::{Be16, Ethertype, Ipv4Header, Ipv6Header, Protocol, Wire};
 
+mod fragment;
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::V4 {}
     impl Sealed for super::V6 {}
+    impl Sealed for super::V6Fragment {}
 }
 
 /// An IPv4 address as it stands in the maps: network byte order.
@@ -121,12 +124,28 @@ pub struct V4;
 #[derive(Clone, Copy, Debug)]
 pub struct V6;
 
+/// Marks IPv6 where a fragment header follows the fixed one. Addresses and tables are those of [`V6`]; every view that has
+/// [`Family::Header`] in it skips the fragment header.
+#[derive(Clone, Copy, Debug)]
+pub struct V6Fragment;
+
+/// Which piece of which datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The datagram's number, of its sender's choice.
+    pub identification: u32,
+    /// Where in the datagram it belongs, in units of eight octets.
+    pub offset: u16,
+}
+
 /// What the one datapath needs of an IP version.
 pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
     /// The address as the maps hold it.
     type Address: Address;
     /// The fixed header on the wire; no options, no extension headers.
     type Header: Header<Address = Self::Address> + Wire;
+    /// The same, as packets of this node's own have it: whole ones.
+    type Own: Family<Address = Self::Address>;
     /// The EtherType that announces it.
     const ETHERTYPE: Ethertype;
     /// 4 or 6.
@@ -166,8 +185,12 @@ pub trait Header: Copy + 'static {
     fn is_plain(&self) -> bool;
     /// Whether the version field is this family's.
     fn is_version(&self) -> bool;
-    /// Whether the packet is a fragment (first or later).
+    /// Whether the packet is a fragment (first or later) that its header does not account for.
     fn is_fragment(&self) -> bool;
+    /// Which piece it is, if it is a fragment.
+    fn piece(&self) -> Piece;
+    /// Gives the datagram another number; returns the change for the header's own checksum.
+    fn set_identification(&mut self, to: u32) -> Delta;
     /// Octets after the fixed header, as the header claims; wraps below zero for a lying IPv4 length.
     fn payload_length(&self) -> u32;
     /// Hops left.
@@ -201,6 +224,7 @@ const HOPS: u8 = 64;
 impl Family for V4 {
     type Address = Address4;
     type Header = Ipv4Header;
+    type Own = Self;
     const ETHERTYPE: Ethertype = Ethertype::IPV4;
     const VERSION: u8 = 4;
     const UDP_CHECKSUM_OPTIONAL: bool = true;
@@ -220,6 +244,7 @@ impl Family for V4 {
 impl Family for V6 {
     type Address = Address6;
     type Header = Ipv6Header;
+    type Own = Self;
     const ETHERTYPE: Ethertype = Ethertype::IPV6;
     const VERSION: u8 = 6;
     const UDP_CHECKSUM_OPTIONAL: bool = false;
@@ -278,6 +303,19 @@ impl Header for Ipv4Header {
     fn is_fragment(&self) -> bool {
         // RFC 791: more-fragments bit and a 13-bit offset; "don't fragment" is not among them.
         self.fragment.get() & 0x3fff != 0
+    }
+
+    #[inline(always)]
+    fn piece(&self) -> Piece {
+        Piece { identification: u32::from(self.identification.get()), offset: self.fragment.get() & 0x1fff }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "IPv4 has the low half only")]
+    fn set_identification(&mut self, to: u32) -> Delta {
+        let old = self.identification;
+        self.identification = Be16::new(to as u16);
+        Delta::ZERO.word(old, self.identification)
     }
 
     #[inline(always)]
@@ -390,6 +428,16 @@ impl Header for Ipv6Header {
     #[inline(always)]
     fn is_fragment(&self) -> bool {
         self.protocol() == Protocol::IPV6_FRAGMENT
+    }
+
+    #[inline(always)]
+    fn piece(&self) -> Piece {
+        Piece { identification: 0, offset: 0 }
+    }
+
+    #[inline(always)]
+    fn set_identification(&mut self, _to: u32) -> Delta {
+        Delta::ZERO
     }
 
     #[inline(always)]

@@ -7,6 +7,8 @@
 use std::vec::Vec;
 
 use crate::datapath;
+use crate::datapath::fragment::{self, First};
+use crate::packet::Packet;
 use crate::verdict::Verdict;
 
 mod buffer;
@@ -54,17 +56,31 @@ impl Node {
     /// Gives `frame`, which came in by `device` (at egress: leaves by it), to the datapath at `hook`.
     pub fn receive(&self, hook: Hook, device: u32, frame: &[u8]) -> Outcome {
         match hook {
-            Hook::Xdp => self.at::<Xdp>(device, frame, datapath::uplink_ingress),
-            Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress),
-            Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress),
-            Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress),
-            Hook::Overlay => self.at::<Tc>(device, frame, datapath::overlay_ingress),
+            Hook::Xdp => self.at::<Xdp>(device, frame, datapath::uplink_ingress, fragment::ingress),
+            Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress, fragment::ingress),
+            Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress, fragment::egress),
+            Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress, fragment::from_pod),
+            Hook::Overlay => self.at::<Tc>(device, frame, datapath::overlay_ingress, fragment::ingress),
         }
     }
 
-    fn at<H>(&self, device: u32, frame: &[u8], stage: fn(&mut Buffer<H>, &Self) -> Verdict) -> Outcome {
+    fn at<H>(
+        &self,
+        device: u32,
+        frame: &[u8],
+        whole: fn(&mut Buffer<H>, &Self) -> Verdict,
+        first: fn(&mut First<Buffer<H>>, &Self) -> Verdict,
+    ) -> Outcome
+    where
+        Buffer<H>: Packet,
+    {
         let mut buffer = Buffer::new(device, frame);
-        let verdict = stage(&mut buffer, self);
+        let mut verdict = whole(&mut buffer, self);
+        if verdict == Verdict::FRAGMENT {
+            let mut fragment = First::new(buffer);
+            verdict = first(&mut fragment, self);
+            buffer = fragment.into_packet();
+        }
         Outcome { verdict, octets: buffer.octets().to_vec(), device: buffer.sent_by() }
     }
 }

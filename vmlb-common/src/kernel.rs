@@ -4,8 +4,9 @@
 use core::ffi::c_void;
 
 use crate::abi::{
-    Affinity, Arrival, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
-    Pod, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
+    Affinity, Arrival, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, Pod, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic,
+    Tries, Turn, WireKey,
 };
 use crate::family::{Address, Family};
 use crate::live::{Live, Slot, Word};
@@ -45,6 +46,17 @@ pub trait Tables<F: Family> {
     fn with_parcel(&self, use_it: impl FnOnce(&mut Parcel<F::Address>));
     /// The parcel's next hop.
     fn parcel_hop(&self) -> Option<Slot>;
+    /// What is known of a datagram in fragments.
+    fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Live<'_, Fragment<F::Address>>>;
+    /// Notes what becomes of a datagram in fragments; the least recently used entry makes room.
+    fn note_fragment(&self, key: &FragmentKey<F::Address>, to: &Fragment<F::Address>);
+    /// The same where nothing is known of it yet.
+    ///
+    /// # Errors
+    /// As [`Refused`] says.
+    fn add_fragment(&self, key: &FragmentKey<F::Address>, to: &Fragment<F::Address>) -> Result<(), Refused>;
+    /// What is known so far of the datagram of the fragment at hand; one a CPU.
+    fn with_datagram(&self, use_it: impl FnOnce(&mut Datagram<F::Address>));
     /// Whose this address is.
     fn pod(&self, address: &F::Address) -> Option<Pod>;
     /// Whether this address is that of a node of the cluster.
@@ -104,6 +116,16 @@ pub struct Parcel<A> {
     pub backend: u32,
     /// The tunnel's mark; 0: the packet has come from the client itself.
     pub mark: u32,
+}
+
+/// An entry of maps `fragments_*` that is being made. In a map of its own, because the BPF stack has no room for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Datagram<A> {
+    /// Its key.
+    pub key: FragmentKey<A>,
+    /// Its value.
+    pub fragment: Fragment<A>,
 }
 
 /// What a FIB lookup asks.

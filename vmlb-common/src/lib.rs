@@ -32,6 +32,7 @@
 //! | – | to a frontend, backend here, where the operator wants it | DNAT, source kept, into the pod's device past the stack ([`abi::Delivery::PEER`]), reversed at that device's TC ingress | TC |
 //! | 6 | to a frontend, source kept, backend elsewhere | wrapped as it came, to the backend's node; there unwrapped and as 2, the first reply wrapped and back, later ones as 3 | XDP, TC |
 //! | 7 | ICMP error that quotes a flow's packet | both translated, so that each end learns of what it sent itself | XDP, TC |
+//! | 8 | fragment | as the first one of its datagram, which goes its way by the ports it has; where that has not come yet, to the stack | as those |
 //! | 9 | frontend without a usable backend | dropped where policy Local says so, else answered: RST, port unreachable | XDP |
 //! | – | larger than the way on takes | answered with the way's MTU, where it must not be cut | XDP |
 //! | 10 | device without XDP | the same stages at TC ingress | TC |
@@ -76,6 +77,17 @@
 //! proved flow, whatever moment of it that is. It answers by the node that the client addressed until a request after the answer
 //! shows that the answer was seen there; then it answers the client directly (or never, see [`abi::Tunnel::returns`]).
 //! What comes out of a tunnel never goes into one. Only nodes of the cluster are listened to, and only about frontends.
+//!
+//! # Fragments
+//!
+//! A program that meets a fragment to or from us goes on with another ([`verdict::Verdict::FRAGMENT`]), because a chain of
+//! calls with more in it would not fit the stack; the two maps that name those programs are pinned, and a slot changes in
+//! one step when an agent loads new ones. A datagram's first fragment is a [`packet::Packet`] that is not whole
+//! ([`datapath::fragment::First`]) and goes through the same stages: a checksum changed by difference is right for the
+//! datagram. IPv6's fragment header is part of the IP header of a family of its own ([`family::V6Fragment`]), so that
+//! nothing is moved. What became of the first one is noted ([`abi::Fragment`]) under the datagram's number at this hook, for
+//! thirty seconds, and becomes of the others. One that comes before the first goes to the stack, and so does the first then,
+//! unless its flow is ours: half of a datagram helps nobody, and is dropped.
 //!
 //! # Flows
 //!

@@ -4,7 +4,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::abi::{Delivery, Flow, FlowKey, Hop, Life, Reply, Turn, Turned};
+use crate::abi::{Delivery, Flow, FlowKey, Fragment, Hop, Life, Reply, Turn, Turned};
 use crate::family::Address;
 use crate::wire::Be16;
 
@@ -173,6 +173,36 @@ impl<'a, A: Address> Live<'a, Reply<A>> {
     pub fn hop(self) -> Slot {
         // SAFETY: a field's address in a live entry is not null.
         Slot(unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).hop) })
+    }
+}
+
+impl<A: Address> Live<'_, Fragment<A>> {
+    /// The whole entry as it is now.
+    #[inline(always)]
+    pub fn copy(self) -> Fragment<A> {
+        // SAFETY: live and aligned by `Live::new`; each word is copied whole.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    /// When it was made, jiffies.
+    #[inline(always)]
+    pub fn seen(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).seen).read_volatile() }
+    }
+
+    /// [`crate::abi::FragmentFlags`].
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).flags).read_volatile() }
+    }
+
+    /// Where the fragments go.
+    #[inline(always)]
+    pub fn destination(self) -> A {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).destination).read() }
     }
 }
 

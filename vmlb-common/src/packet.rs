@@ -94,10 +94,22 @@ pub enum Sending {
     Packets,
 }
 
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the backend.
+    Request,
+    /// From the backend.
+    Reply,
+}
+
 /// One packet at one hook.
 pub trait Packet {
     /// How this hook sends.
     const SENDING: Sending;
+
+    /// Whether it has all of the datagram; else it is the first fragment, which has the ports.
+    const WHOLE: bool = true;
 
     /// The first octets of the frame as a `T`, or `None` where the packet is shorter.
     fn view<T: Wire>(&mut self) -> Option<&mut T>;
@@ -124,6 +136,13 @@ pub trait Packet {
     /// Brings the IP header's checksum (by `header`) and the transport's (by both others) up to date, after the fields
     /// have been written. Views taken before are void.
     fn fix_checksums<F: Family>(&mut self, protocol: Protocol, header: Delta, addresses: Delta, ports: Delta);
+
+    /// Brings the checksum of the IP header, if it has one, up to date where nothing behind that header has changed; `header`
+    /// is the change of its fields, `addresses` that of the addresses alone. Views taken before are void.
+    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta);
+
+    /// Told whose packet this is.
+    fn note_backend(&mut self, _backend: u32, _direction: Direction) {}
 
     /// Cuts the frame behind its first `kept` octets and makes room for `front` octets before them. Views taken before
     /// are void. `false`: this hook cannot, and the frame is of no use any more.
@@ -191,7 +210,7 @@ impl Transport {
         }
         if protocol == Protocol::UDP {
             let claimed = u32::from(frame.transport.length.get());
-            return (claimed >= 8 && claimed <= payload).then_some(transport);
+            return (claimed >= 8 && (claimed <= payload || !P::WHOLE)).then_some(transport);
         }
         let tcp = &packet.view::<Frame<F::Header, TcpHeader>>()?.transport;
         let (length, flags) = (tcp.length(), tcp.flags());
@@ -229,6 +248,14 @@ pub fn wire_key<F: Family>(ip: &F::Header, transport: &Transport) -> WireKey<F::
         protocol: transport.protocol.number(),
         pad: 0,
         pad2: 0,
+    }
+}
+
+/// [`Packet::fix_header`] by arithmetic in the packet.
+#[inline(always)]
+pub fn fix_header_in_place<F: Family, P: Packet>(packet: &mut P, header: Delta) {
+    if let Some(frame) = packet.view::<Frame<F::Header, ()>>() {
+        let _field = frame.ip.fix_checksum(header);
     }
 }
 

@@ -180,6 +180,28 @@ pub struct Ipv6Header {
     pub destination: [Be16; 8],
 }
 
+/// The IPv6 fragment header (RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FragmentHeader {
+    /// Next header, and a reserved octet.
+    pub next_reserved: Be16,
+    /// Offset in units of eight octets (13 bits), two reserved bits, "more fragments".
+    pub offset: Be16,
+    /// Identification, high word first.
+    pub identification: [Be16; 2],
+}
+
+/// An IPv6 header and the fragment header right behind it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Ipv6Fragment {
+    /// The fixed header.
+    pub ip: Ipv6Header,
+    /// Which piece of which datagram.
+    pub fragment: FragmentHeader,
+}
+
 /// The fixed TCP header (RFC 9293).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -352,10 +374,14 @@ pub struct IcmpHeader {
 /// Every bit pattern is a value, there is no padding, and the alignment is at most 2.
 pub unsafe trait Wire: Copy + 'static {}
 
+// SAFETY: no octets at all: what a view of headers ends with that asks nothing of what follows them.
+unsafe impl Wire for () {}
 // SAFETY: `repr(C)` structure of 16-bit words.
 unsafe impl Wire for Ethernet {}
 // SAFETY: plain octets.
 unsafe impl Wire for [u8; 4] {}
+// SAFETY: as above.
+unsafe impl Wire for Ipv6Fragment {}
 // SAFETY: as above.
 unsafe impl Wire for VxlanHeader {}
 // SAFETY: as above.

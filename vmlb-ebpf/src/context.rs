@@ -8,15 +8,14 @@ use aya_ebpf::bindings::{
     TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action, xdp_md as XdpMd,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
-    bpf_skb_pull_data,
+    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_pull_data,
     bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
 };
 use vmlb_common::abi::TunnelShape;
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Family;
 use vmlb_common::live::Slot;
-use vmlb_common::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
+use vmlb_common::packet::{Frame, Packet, Sending, address_frame, fix_header_in_place, fix_in_place};
 use vmlb_common::verdict::{Reason, Verdict};
 use vmlb_common::wire::{Be16, Ethernet, Ethertype, Protocol, TcpHeader, UdpHeader, Wire};
 
@@ -159,6 +158,11 @@ impl Packet for Xdp {
         ports: Delta,
     ) {
         fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
+    }
+
+    #[inline(always)]
+    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+        fix_header_in_place::<F, Self>(self, header);
     }
 
     #[inline(always)]
@@ -338,6 +342,20 @@ impl Packet for Tc {
             };
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(addresses.wsum()), PSEUDO | flags);
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(ports.wsum()), flags);
+        }
+    }
+
+    #[inline(always)]
+    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta) {
+        // SAFETY: the context is this program's; the offset lies in the header that was just written.
+        unsafe {
+            if F::VERSION == 4 {
+                // The checksum follows ten octets of the IPv4 header, whose sum stays what it was.
+                bpf_l3_csum_replace(self.0, size_of::<Ethernet>() as u32 + 10, 0, u64::from(header.wsum()), 0);
+            } else {
+                // Where the driver has summed the frame, that sum has changed.
+                bpf_csum_update(self.0, addresses.wsum());
+            }
         }
     }
 

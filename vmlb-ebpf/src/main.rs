@@ -10,7 +10,10 @@ mod sweep;
 
 use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
+use vmlb_common::abi::FragmentHook;
 use vmlb_common::datapath;
+use vmlb_common::datapath::fragment::{self, First};
+use vmlb_common::verdict::Verdict;
 
 use context::{NEXT, Tc, Xdp};
 use maps::Node;
@@ -20,7 +23,18 @@ use maps::Node;
 pub fn vmlb_xdp(ctx: XdpContext) -> u32 {
     let mut packet = Xdp(ctx.ctx);
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(&ctx, FragmentHook::XDP);
+    }
     packet.action(verdict)
+}
+
+/// Where [`vmlb_xdp`] meets a fragment.
+#[xdp]
+pub fn vmlb_xdp_fragment(ctx: XdpContext) -> u32 {
+    let mut packet = First::new(Xdp(ctx.ctx));
+    let verdict = fragment::ingress(&mut packet, &Node);
+    packet.into_packet().action(verdict)
 }
 
 /// TC ingress of the same uplink: packets that XDP could not send itself.
@@ -32,6 +46,9 @@ pub fn vmlb_ingress(ctx: TcContext) -> i32 {
     }
     packet.pull();
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(&ctx, FragmentHook::INGRESS);
+    }
     packet.action(verdict)
 }
 
@@ -41,7 +58,18 @@ pub fn vmlb_ingress_full(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
     packet.pull();
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(&ctx, FragmentHook::INGRESS);
+    }
     packet.action(verdict)
+}
+
+/// Where [`vmlb_ingress`] or [`vmlb_ingress_full`] meets a fragment.
+#[classifier]
+pub fn vmlb_ingress_fragment(ctx: TcContext) -> i32 {
+    let mut packet = First::new(Tc(ctx.skb.skb));
+    let verdict = fragment::ingress(&mut packet, &Node);
+    packet.into_packet().action(verdict)
 }
 
 /// TC egress of an uplink: replies on their way out of the stack.
@@ -50,7 +78,18 @@ pub fn vmlb_egress(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
     packet.pull();
     let verdict = datapath::uplink_egress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(&ctx, FragmentHook::EGRESS);
+    }
     packet.action(verdict)
+}
+
+/// Where [`vmlb_egress`] meets a fragment.
+#[classifier]
+pub fn vmlb_egress_fragment(ctx: TcContext) -> i32 {
+    let mut packet = First::new(Tc(ctx.skb.skb));
+    let verdict = fragment::egress(&mut packet, &Node);
+    packet.into_packet().action(verdict)
 }
 
 /// TC ingress of a pod's host-side device.
@@ -59,7 +98,18 @@ pub fn vmlb_pod(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
     packet.pull();
     let verdict = datapath::pod_ingress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(&ctx, FragmentHook::POD);
+    }
     packet.action(verdict)
+}
+
+/// Where [`vmlb_pod`] meets a fragment.
+#[classifier]
+pub fn vmlb_pod_fragment(ctx: TcContext) -> i32 {
+    let mut packet = First::new(Tc(ctx.skb.skb));
+    let verdict = fragment::from_pod(&mut packet, &Node);
+    packet.into_packet().action(verdict)
 }
 
 /// TC ingress of an overlay's device: replies from pods of other nodes.

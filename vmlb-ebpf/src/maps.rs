@@ -4,18 +4,19 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use vmlb_common::abi::{
     Affinity, Arrival, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, DeviceFlags, EligibleKey, Flow,
-    FlowKey, Frontend, FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName,
+    FlowKey, Fragment, FragmentHook, FragmentKey, Frontend, FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName,
     Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
-use vmlb_common::family::{Address4, Address6, Family, V4, V6};
-use vmlb_common::kernel::{Ends, Kernel, Parcel, Query, Refused, Route, Search, Stage, Step, Tables};
+use vmlb_common::family::{Address4, Address6, Family, V4, V6, V6Fragment};
+use vmlb_common::kernel::{Datagram, Ends, Kernel, Parcel, Query, Refused, Route, Search, Stage, Step, Tables};
 use vmlb_common::live::{Live, Slot, Word};
 use vmlb_common::packet::Packet;
 use vmlb_common::verdict::Reason;
@@ -30,6 +31,7 @@ const FRONTENDS: usize = 32_768;
 const FLOWS: usize = 65_536;
 const CLIENTS: usize = 65_536;
 const NODES: usize = 16_384;
+const FRAGMENTS: usize = 8192;
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 /// The agent stores whole tables in it: by bpf(2), which takes one entry at a time, millions of slots take a second.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -68,50 +70,18 @@ static TAGS: HashMap<TagKey, Target, BACKENDS, SPARSE> = HashMap::new();
 static ANSWERS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 #[btf_map(name = "snat_tries")]
 static SNAT_TRIES: PerCpuArray<u64, { Tries::ENTRIES as usize }> = PerCpuArray::new();
+// One for each type of program: the kernel mixes no types in one array.
+#[btf_map(name = "xdp_calls")]
+static XDP_CALLS: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "tc_calls")]
+static TC_CALLS: ProgramArray<4> = ProgramArray::new();
 
-macro_rules! tables {
-    ($family:ident $address:ident $snat:ident
-     $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
-     $tunnel_hops:ident $tunnel_hops_name:literal $parcel:ident $parcel_name:literal
-     $parcel_hop:ident $parcel_hop_name:literal
-     $pods:ident $pods_name:literal $nodes:ident $nodes_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
-     $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
-     $inherited:ident $inherited_name:literal $ranges:ident $ranges_name:literal
-     $affinity:ident $affinity_name:literal $new_affinity:ident $new_affinity_name:literal) => {
-        #[btf_map(name = $frontends_name)]
-        static $frontends: HashMap<FrontendKey<$address>, Frontend, FRONTENDS> = HashMap::new();
-        #[btf_map(name = $backends_name)]
-        static $backends: Array<Backend<$address>, { 2 * BACKENDS }> = Array::new();
-        #[btf_map(name = $hops_name)]
-        static $hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
-        #[btf_map(name = $tunnel_hops_name)]
-        static $tunnel_hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
-        #[btf_map(name = $parcel_name)]
-        static $parcel: PerCpuArray<Parcel<$address>, 1> = PerCpuArray::new();
-        #[btf_map(name = $parcel_hop_name)]
-        static $parcel_hop: PerCpuArray<Hop, 1> = PerCpuArray::new();
-        #[btf_map(name = $pods_name)]
-        static $pods: HashMap<$address, Pod, BACKENDS> = HashMap::new();
-        #[btf_map(name = $nodes_name)]
-        static $nodes: HashMap<$address, u32, NODES, SPARSE> = HashMap::new();
-        #[btf_map(name = $flows_name)]
-        static $flows: HashMap<FlowKey<$address>, Flow<$address>, FLOWS> = HashMap::new();
-        #[btf_map(name = $replies_name)]
-        static $replies: HashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = HashMap::new();
-        #[btf_map(name = $half_flows_name)]
-        static $half_flows: LruHashMap<FlowKey<$address>, Flow<$address>, FLOWS> = LruHashMap::new();
-        #[btf_map(name = $half_replies_name)]
-        static $half_replies: LruHashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = LruHashMap::new();
-
-        #[btf_map(name = $inherited_name)]
-        static $inherited: HashMap<WireKey<$address>, Inherited, FLOWS, SPARSE> = HashMap::new();
-        #[btf_map(name = $ranges_name)]
-        static $ranges: LpmTrie<ClientKey<$address>, u32, FRONTENDS> = LpmTrie::new();
-        #[btf_map(name = $affinity_name)]
-        static $affinity: HashMap<ClientKey<$address>, Affinity, CLIENTS, SPARSE> = HashMap::new();
-        #[btf_map(name = $new_affinity_name)]
-        static $new_affinity: LruHashMap<ClientKey<$address>, Affinity, CLIENTS> = LruHashMap::new();
-
+/// One family's tables as [`Tables`] of a family with its addresses.
+macro_rules! access {
+    ($family:ident $address:ident $snat:ident $frontends:ident $backends:ident $hops:ident $tunnel_hops:ident
+     $parcel:ident $parcel_hop:ident $pods:ident $nodes:ident $flows:ident $replies:ident $half_flows:ident
+     $half_replies:ident $inherited:ident $ranges:ident $affinity:ident $new_affinity:ident $fragments:ident
+     $datagram:ident) => {
         impl Tables<$family> for Node {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$address>) -> Option<Frontend> {
@@ -148,6 +118,31 @@ macro_rules! tables {
             fn parcel_hop(&self) -> Option<Slot> {
                 // SAFETY: array values live as long as the map.
                 $parcel_hop.get_ptr_mut(0).and_then(NonNull::new).map(|hop| unsafe { Slot::new(hop) })
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<Live<'_, Fragment<$address>>> {
+                let found = $fragments.get_ptr_mut(key);
+                // SAFETY: preallocated elements stay allocated; `Live` reads them as shared.
+                found.and_then(NonNull::new).map(|fragment| unsafe { Live::new(fragment) })
+            }
+
+            #[inline(always)]
+            fn note_fragment(&self, key: &FragmentKey<$address>, to: &Fragment<$address>) {
+                let _never_full = $fragments.insert(key, to, ANY);
+            }
+
+            #[inline(always)]
+            fn add_fragment(&self, key: &FragmentKey<$address>, to: &Fragment<$address>) -> Result<(), Refused> {
+                refused($fragments.insert(key, to, NEW))
+            }
+
+            #[inline(always)]
+            fn with_datagram(&self, use_it: impl FnOnce(&mut Datagram<$address>)) {
+                if let Some(datagram) = $datagram.get_ptr_mut(0) {
+                    // SAFETY: this CPU's own copy, and no other program of ours runs on it meanwhile.
+                    use_it(unsafe { &mut *datagram });
+                }
             }
 
             #[inline(always)]
@@ -277,18 +272,74 @@ macro_rules! tables {
     };
 }
 
-tables! { V4 Address4 snat_v4
+macro_rules! tables {
+    ($($family:ident)+, $address:ident $snat:ident
+     $frontends:ident $frontends_name:literal $backends:ident $backends_name:literal $hops:ident $hops_name:literal
+     $tunnel_hops:ident $tunnel_hops_name:literal $parcel:ident $parcel_name:literal
+     $parcel_hop:ident $parcel_hop_name:literal
+     $pods:ident $pods_name:literal $nodes:ident $nodes_name:literal $flows:ident $flows_name:literal $replies:ident $replies_name:literal
+     $half_flows:ident $half_flows_name:literal $half_replies:ident $half_replies_name:literal
+     $inherited:ident $inherited_name:literal $ranges:ident $ranges_name:literal
+     $affinity:ident $affinity_name:literal $new_affinity:ident $new_affinity_name:literal
+     $fragments:ident $fragments_name:literal $datagram:ident $datagram_name:literal) => {
+        #[btf_map(name = $frontends_name)]
+        static $frontends: HashMap<FrontendKey<$address>, Frontend, FRONTENDS> = HashMap::new();
+        #[btf_map(name = $backends_name)]
+        static $backends: Array<Backend<$address>, { 2 * BACKENDS }> = Array::new();
+        #[btf_map(name = $hops_name)]
+        static $hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
+        #[btf_map(name = $tunnel_hops_name)]
+        static $tunnel_hops: PerCpuArray<Hop, BACKENDS> = PerCpuArray::new();
+        #[btf_map(name = $parcel_name)]
+        static $parcel: PerCpuArray<Parcel<$address>, 1> = PerCpuArray::new();
+        #[btf_map(name = $parcel_hop_name)]
+        static $parcel_hop: PerCpuArray<Hop, 1> = PerCpuArray::new();
+        #[btf_map(name = $pods_name)]
+        static $pods: HashMap<$address, Pod, BACKENDS> = HashMap::new();
+        #[btf_map(name = $nodes_name)]
+        static $nodes: HashMap<$address, u32, NODES, SPARSE> = HashMap::new();
+        #[btf_map(name = $flows_name)]
+        static $flows: HashMap<FlowKey<$address>, Flow<$address>, FLOWS> = HashMap::new();
+        #[btf_map(name = $replies_name)]
+        static $replies: HashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = HashMap::new();
+        #[btf_map(name = $half_flows_name)]
+        static $half_flows: LruHashMap<FlowKey<$address>, Flow<$address>, FLOWS> = LruHashMap::new();
+        #[btf_map(name = $half_replies_name)]
+        static $half_replies: LruHashMap<ReplyKey<$address>, Reply<$address>, FLOWS> = LruHashMap::new();
+
+        #[btf_map(name = $inherited_name)]
+        static $inherited: HashMap<WireKey<$address>, Inherited, FLOWS, SPARSE> = HashMap::new();
+        #[btf_map(name = $ranges_name)]
+        static $ranges: LpmTrie<ClientKey<$address>, u32, FRONTENDS> = LpmTrie::new();
+        #[btf_map(name = $affinity_name)]
+        static $affinity: HashMap<ClientKey<$address>, Affinity, CLIENTS, SPARSE> = HashMap::new();
+        #[btf_map(name = $new_affinity_name)]
+        static $new_affinity: LruHashMap<ClientKey<$address>, Affinity, CLIENTS> = LruHashMap::new();
+
+        #[btf_map(name = $fragments_name)]
+        static $fragments: LruHashMap<FragmentKey<$address>, Fragment<$address>, FRAGMENTS> = LruHashMap::new();
+        #[btf_map(name = $datagram_name)]
+        static $datagram: PerCpuArray<Datagram<$address>, 1> = PerCpuArray::new();
+
+        $(access! { $family $address $snat $frontends $backends $hops $tunnel_hops $parcel $parcel_hop $pods $nodes
+        $flows $replies $half_flows $half_replies $inherited $ranges $affinity $new_affinity $fragments $datagram })+
+    };
+}
+
+tables! { V4, Address4 snat_v4
 FRONTENDS_V4 "frontends_v4" BACKENDS_V4 "backends_v4" HOPS_V4 "hops_v4"
 TUNNEL_HOPS_V4 "tunnel_hops_v4" PARCEL_V4 "parcel_v4" PARCEL_HOP_V4 "parcel_hop_v4" PODS_V4 "pods_v4" NODES_V4 "nodes_v4"
 FLOWS_V4 "flows_v4" REPLIES_V4 "replies_v4" HALF_FLOWS_V4 "half_flows_v4" HALF_REPLIES_V4 "half_replies_v4"
 INHERITED_V4 "inherited_v4" RANGES_V4 "ranges_v4"
-AFFINITY_V4 "affinity_v4" NEW_AFFINITY_V4 "new_affinity_v4" }
-tables! { V6 Address6 snat_v6
+AFFINITY_V4 "affinity_v4" NEW_AFFINITY_V4 "new_affinity_v4"
+FRAGMENTS_V4 "fragments_v4" DATAGRAM_V4 "datagram_v4" }
+tables! { V6 V6Fragment, Address6 snat_v6
 FRONTENDS_V6 "frontends_v6" BACKENDS_V6 "backends_v6" HOPS_V6 "hops_v6"
 TUNNEL_HOPS_V6 "tunnel_hops_v6" PARCEL_V6 "parcel_v6" PARCEL_HOP_V6 "parcel_hop_v6" PODS_V6 "pods_v6" NODES_V6 "nodes_v6"
 FLOWS_V6 "flows_v6" REPLIES_V6 "replies_v6" HALF_FLOWS_V6 "half_flows_v6" HALF_REPLIES_V6 "half_replies_v6"
 INHERITED_V6 "inherited_v6" RANGES_V6 "ranges_v6"
-AFFINITY_V6 "affinity_v6" NEW_AFFINITY_V6 "new_affinity_v6" }
+AFFINITY_V6 "affinity_v6" NEW_AFFINITY_V6 "new_affinity_v6"
+FRAGMENTS_V6 "fragments_v6" DATAGRAM_V6 "datagram_v6" }
 
 const NEW: u64 = BPF_NOEXIST as u64;
 const ANY: u64 = BPF_ANY as u64;
@@ -313,6 +364,21 @@ pub(crate) fn note_no_metadata(ifindex: u32) {
         // back with the next packet.
         unsafe { (*device).flags |= DeviceFlags::NO_METADATA };
     }
+}
+
+/// Goes on with the program for fragments of this hook. Comes back where the agent has put none there; the fragment is then
+/// the stack's, and counted.
+#[inline(always)]
+pub(crate) fn serve_fragment<C: EbpfContext>(context: &C, hook: u8) {
+    // SAFETY: nothing is left to be dropped.
+    unsafe {
+        if hook == FragmentHook::XDP {
+            XDP_CALLS.tail_call(context, 0);
+        } else {
+            TC_CALLS.tail_call(context, u32::from(hook));
+        }
+    }
+    Node.count(Reason::FRAGMENT);
 }
 
 /// The node, by its maps and helpers.

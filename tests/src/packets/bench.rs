@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use vmlb_common::abi::{Affinity, ClientKey, Hop, Inherited, Turn, WireKey};
+use vmlb_common::abi::{Affinity, ClientKey, Fragment, FragmentKey, Hop, Inherited, Turn, WireKey};
 use vmlb_common::family::{Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Lookups, Node, Outcome, Pairs};
 use vmlb_common::kernel::{Kernel, Stage};
@@ -26,6 +26,8 @@ pub struct Flows<A: Ord> {
     pub affinity: BTreeMap<ClientKey<A>, Affinity>,
     /// Connections that are the stack's.
     pub inherited: BTreeMap<WireKey<A>, Inherited>,
+    /// Datagrams in fragments.
+    pub fragments: BTreeMap<FragmentKey<A>, Fragment<A>>,
     /// Cached next hops to backends.
     pub hops: BTreeMap<u32, Hop>,
     /// Cached next hops of the tunnel to backends' nodes.
@@ -40,6 +42,7 @@ impl<A: Ord> Default for Flows<A> {
             new_affinity: BTreeMap::new(),
             affinity: BTreeMap::new(),
             inherited: BTreeMap::new(),
+            fragments: BTreeMap::new(),
             hops: BTreeMap::new(),
             tunnel_hops: BTreeMap::new(),
         }
@@ -63,6 +66,7 @@ impl<A: Ord> Flows<A> {
             }
         }
         self.inherited.values_mut().for_each(|entry| older(&mut entry.seen));
+        self.fragments.values_mut().for_each(|datagram| older(&mut datagram.seen));
         self.affinity
             .values_mut()
             .chain(self.new_affinity.values_mut())
@@ -204,6 +208,7 @@ impl Host {
             new_affinity: self.node.affinities::<F>(Stage::Half),
             affinity: self.node.affinities::<F>(Stage::Established),
             inherited: self.node.inherited_connections::<F>(),
+            fragments: self.node.fragments::<F>(),
             hops: PRESENT.map(|id| (id, self.node.hop::<F>(id))).into(),
             tunnel_hops: PRESENT.map(|id| (id, self.node.hop_to_node::<F>(id))).into(),
         }
@@ -230,6 +235,9 @@ impl Host {
         }
         for (key, value) in &to.inherited {
             self.node.put_inherited::<F>(key, value).expect("the table is large enough");
+        }
+        for (key, value) in &to.fragments {
+            self.node.put_fragment::<F>(key, value).expect("the table is large enough");
         }
         to.hops.iter().for_each(|(id, hop)| self.node.set_hop::<F>(*id, *hop));
         to.tunnel_hops.iter().for_each(|(id, hop)| self.node.set_hop_to_node::<F>(*id, *hop));

@@ -1,6 +1,7 @@
 //! Frames from a description. Every length and checksum is computed by `etherparse`, whose code is not vmlb's.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use etherparse::{
     EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header,
@@ -32,6 +33,15 @@ pub struct Frame {
     payload: Vec<u8>,
     sum: Sum,
     wrapping: Option<Wrapping>,
+    piece: Option<Piece>,
+}
+
+/// Some of a datagram, as a fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece {
+    identification: u32,
+    /// Octets behind the IP header; all but the last fragment end at a multiple of eight.
+    octets: Range<usize>,
 }
 
 /// What a packet between two nodes' ends of the tunnel is wrapped in.
@@ -116,6 +126,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
         payload: Vec::new(),
         sum: Sum::Right,
         wrapping: None,
+        piece: None,
     }
 }
 
@@ -248,8 +259,14 @@ impl Frame {
     pub fn octets(&self) -> Vec<u8> {
         let mut out = self.link(self.macs);
         let transport = self.transport();
-        let mut packet = self.network(transport.len()).octets();
-        packet.extend(transport);
+        let mut packet = match &self.piece {
+            Some(piece) => self.fragment(piece, &transport),
+            None => self.network(transport.len()).octets(),
+        };
+        match &self.piece {
+            Some(piece) => packet.extend(&transport[piece.octets.clone()]),
+            None => packet.extend(transport),
+        }
         if let Some(wrapping) = self.wrapping {
             out.extend(self.wrapping(&wrapping, &packet));
         }
@@ -296,6 +313,46 @@ impl Frame {
     pub fn cuttable(mut self) -> Self {
         self.may_be_cut = true;
         self
+    }
+
+    /// Some of its octets behind the IP header, as a fragment of the datagram of this number.
+    #[must_use]
+    pub fn piece(mut self, identification: u32, octets: Range<usize>) -> Self {
+        self.piece = Some(Piece { identification, octets });
+        self
+    }
+
+    /// All fragments of no more than `room` octets behind the IP header each, in order.
+    pub fn pieces(&self, identification: u32, room: usize) -> Vec<Self> {
+        let length = self.transport().len();
+        let starts = (0..length).step_by(room);
+        starts.map(|start| self.clone().piece(identification, start..length.min(start + room))).collect()
+    }
+
+    /// The headers in front of a fragment's data.
+    fn fragment(&self, piece: &Piece, transport: &[u8]) -> Vec<u8> {
+        let has_more = piece.octets.end < transport.len();
+        let offset = u16::try_from(piece.octets.start / 8).expect("datagrams are short");
+        let length = piece.octets.len();
+        match self.network(length) {
+            Network::V4(mut header) => {
+                header.dont_fragment = false;
+                header.more_fragments = has_more;
+                header.fragment_offset = offset.try_into().expect("13 bits");
+                header.identification = u16::try_from(piece.identification).expect("IPv4 has 16 bits");
+                header.header_checksum = header.calc_header_checksum();
+                header.to_bytes().to_vec()
+            }
+            Network::V6(mut header) => {
+                header.next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
+                header.payload_length = u16::try_from(length + 8).expect("datagrams are short");
+                let mut out = header.to_bytes().to_vec();
+                out.extend([self.protocol.number(), 0]);
+                out.extend((offset << 3 | u16::from(has_more)).to_be_bytes());
+                out.extend(piece.identification.to_be_bytes());
+                out
+            }
+        }
     }
 
     fn network(&self, length: usize) -> Network {

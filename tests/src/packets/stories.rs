@@ -9,6 +9,7 @@ mod device;
 mod ends;
 mod errors;
 mod foreign;
+mod fragments;
 mod hops;
 mod local;
 mod malformed;
@@ -23,7 +24,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 17] = [
+    let subjects: [fn(Net) -> Vec<Story>; 18] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -39,6 +40,7 @@ pub fn all(net: Net) -> Vec<Story> {
         migration::stories,
         overlay::stories,
         tunnel::stories,
+        fragments::stories,
         clamp::stories,
         peer::stories,
     ];

@@ -54,7 +54,8 @@ fn wrappings(family: Family, frame: &Frame) -> Vec<Vec<u8>> {
                 &[HOP_BY_HOP][..],
                 &[DESTINATION],
                 &[ROUTING],
-                &[FRAGMENT],
+                // Without options behind it, it would be served.
+                &[FRAGMENT, DESTINATION],
                 &[AUTHENTICATION],
                 &[HOP_BY_HOP, DESTINATION, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION],
                 &[DESTINATION; 24],

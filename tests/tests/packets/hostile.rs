@@ -42,6 +42,9 @@ fn samples(net: Net) -> Vec<Frame> {
         samples.push(tcp(net.pod(pod), client).syn(5).ack(2));
         samples.push(udp(net.pod(pod), net.node(61002)));
     }
+    for whole in [udp(client, net.node(30001)), udp(client, net.vip(30002)), udp(net.pod(1), client)] {
+        samples.extend(whole.data(&[0xa5; 50]).pieces(9, 24));
+    }
     samples
 }
 

@@ -262,6 +262,12 @@ impl<'a> Both<'a> {
                 known
             })?;
         }
+        alike("fragments", &host.fragments, &kernel.fragments, |datagram, like| {
+            let mut datagram = *datagram;
+            settle(&mut datagram.seen, like.seen);
+            settle(&mut datagram.hop.filled, like.hop.filled);
+            datagram
+        })?;
         alike("inherited", &host.inherited, &kernel.inherited, |entry, like| {
             let mut entry = *entry;
             settle(&mut entry.seen, like.seen);

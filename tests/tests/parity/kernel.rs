@@ -12,9 +12,9 @@ use vmlb_agent::bpf::{PinnedMap, Plain};
 use vmlb_agent::loader::{Datapath, Sizes, Trace, programs};
 use vmlb_agent::pins::PinRoot;
 use vmlb_common::abi::{
-    Affinity, Backend, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
-    Pod, RangeKey, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic, Turn, WireKey,
-    names,
+    Affinity, Backend, ClientKey, Device, EligibleKey, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Hop, Inherited, Pod, RangeKey, Reply, ReplyKey, Service, Settings, TagKey, Target,
+    TargetKey, Traffic, Turn, WireKey, names,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Pairs};
@@ -32,6 +32,7 @@ pub(crate) const CAPACITIES: Capacities = Capacities {
     services: 256,
     slots: 1024,
     affinity: 64,
+    fragments: 8192,
 };
 
 /// A family whose maps are open.
@@ -69,6 +70,7 @@ pub(crate) struct Side<A> {
     established: Stage<A>,
     half: Stage<A>,
     inherited: PinnedMap<WireKey<A>, Inherited>,
+    fragments: PinnedMap<FragmentKey<A>, Fragment<A>>,
     ranges: PinnedMap<RangeKey<A>, u32>,
     new_affinity: PinnedMap<ClientKey<A>, Affinity>,
     affinity: PinnedMap<ClientKey<A>, Affinity>,
@@ -151,6 +153,7 @@ where
             established: Stage::open(root, names::FLOWS[family], names::REPLIES[family])?,
             half: Stage::open(root, names::HALF_FLOWS[family], names::HALF_REPLIES[family])?,
             inherited: PinnedMap::open(root, names::INHERITED[family])?,
+            fragments: PinnedMap::open(root, names::FRAGMENTS[family])?,
             ranges: PinnedMap::open(root, names::RANGES[family])?,
             new_affinity: PinnedMap::open(root, names::NEW_AFFINITY[family])?,
             affinity: PinnedMap::open(root, names::AFFINITY[family])?,
@@ -182,6 +185,7 @@ impl<A: Address + Plain + Ord> Side<A> {
             new_affinity: self.new_affinity.all()?.into_iter().collect(),
             affinity: self.affinity.all()?.into_iter().collect(),
             inherited: self.inherited.all()?.into_iter().collect(),
+            fragments: self.fragments.all()?.into_iter().collect(),
             hops: self.hops.read(cpu)?,
             tunnel_hops: self.tunnel_hops.read(cpu)?,
         })
@@ -193,6 +197,7 @@ impl<A: Address + Plain + Ord> Side<A> {
         replace(&self.new_affinity, &to.new_affinity)?;
         replace(&self.affinity, &to.affinity)?;
         replace(&self.inherited, &to.inherited)?;
+        replace(&self.fragments, &to.fragments)?;
         self.hops.write(&to.hops)?;
         self.tunnel_hops.write(&to.tunnel_hops)
     }

@@ -36,7 +36,7 @@ pub(super) fn clamp<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K,
     let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() else {
         return;
     };
-    if frame.ip.protocol() == Protocol::TCP && frame.transport.flags().any(TcpFlags::SYN) {
+    if P::WHOLE && frame.ip.protocol() == Protocol::TCP && frame.transport.flags().any(TcpFlags::SYN) {
         lower::<F, P, K>(packet, kernel, mtu);
     }
 }

@@ -7,7 +7,7 @@ use crate::checksum::Delta;
 use crate::family::{Address, Family};
 use crate::kernel::{Kernel, Refused, Stage, Step, Tables};
 use crate::live::Live;
-use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
+use crate::packet::{Direction, Frame, Packet, Sending, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Protocol, TcpFlags, TcpHeader, UdpHeader};
 
@@ -224,6 +224,7 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // The flow is ours: the stack would answer a reset.
         return Verdict::drop(verdict.reason());
     }
+    packet.note_backend(flow.backend, Direction::Request);
     if !verdict.is_defer() && !verdict.is_drop() && verdict != Verdict::CARRY {
         kernel.account(flow.backend, |traffic| traffic.add_request(transport.octets));
     }

@@ -38,16 +38,13 @@ fn is_set<K: Kernel>(kernel: &K, gate: Gate, bit: u16) -> bool {
 /// From the wire: requests to frontends, replies to SNAT addresses.
 #[inline(always)]
 pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> Entrance {
-    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
-        return Entrance::closed(Verdict::PASS);
+    let Some(frame) = packet
+        .view::<Frame<F::Header, UdpHeader>>()
+        .filter(|frame| frame.ip.is_plain() && !(P::WHOLE && frame.ip.is_fragment()))
+    else {
+        return Entrance::closed(Verdict::from_number(unservable::<F, P, K>(packet, kernel)));
     };
     let ip = &frame.ip;
-    if !ip.is_version() {
-        return Entrance::closed(Verdict::PASS);
-    }
-    if !ip.is_plain() || ip.is_fragment() {
-        return Entrance::closed(Verdict::from_number(unservable::<F, K>(ip, kernel)));
-    }
     let protocol = ip.protocol();
     if protocol == F::ICMP && is_to_us(kernel, &ip.destination()) {
         return Entrance { may_be_error: true, ..Entrance::closed(Verdict::CONTINUE) };
@@ -126,13 +123,21 @@ fn is_tunnel<K: Kernel>(kernel: &K, port: u16) -> bool {
     tunnel.shape == TunnelShape::UDP && tunnel.port == port
 }
 
-/// Fragments and headers with options to one of our addresses are counted; the stack gets them as they came.
+/// Fragments to one of our addresses have a program of their own. Headers with options are counted; the stack gets them as
+/// they came. A datagram's last fragment may end before ports would.
 #[inline(never)]
-fn unservable<F: Family, K: Kernel>(ip: &F::Header, kernel: &K) -> u32 {
-    if !is_to_us(kernel, &ip.destination()) {
+fn unservable<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
+        return Verdict::PASS.number();
+    };
+    let ip = &frame.ip;
+    if !ip.is_version() || !is_to_us(kernel, &ip.destination()) {
         return Verdict::PASS.number();
     }
-    Verdict::punt(if ip.is_plain() { Reason::FRAGMENT } else { Reason::OPTIONS }).number()
+    if !ip.is_plain() {
+        return Verdict::punt(Reason::OPTIONS).number();
+    }
+    if P::WHOLE && ip.is_fragment() { Verdict::FRAGMENT } else { Verdict::PASS }.number()
 }
 
 /// Whether the packet is of the protocol that carries errors, without options and whole.
@@ -148,13 +153,16 @@ pub(super) fn may_be_error<F: Family, P: Packet>(packet: &mut P) -> bool {
 /// From this node's pods: packets that a target may have sent.
 #[inline(always)]
 pub(super) fn from_pod<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> Verdict {
+    if P::WHOLE && is_fragment_from_pod::<F, P, K>(packet, kernel) {
+        return Verdict::FRAGMENT;
+    }
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::PASS;
     };
     let ip = &frame.ip;
     let protocol = ip.protocol();
     let served = protocol == Protocol::TCP || protocol == Protocol::UDP;
-    if !ip.is_version() || !ip.is_plain() || ip.is_fragment() || !served {
+    if !ip.is_version() || !ip.is_plain() || P::WHOLE && ip.is_fragment() || !served {
         return Verdict::PASS;
     }
     if !is_set(kernel, Gate::TARGET_PORTS, frame.transport.source.get())
@@ -163,6 +171,19 @@ pub(super) fn from_pod<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: 
         return Verdict::PASS;
     }
     Verdict::CONTINUE
+}
+
+/// Whether the packet is a fragment from an address that may be one of this node's pods.
+#[inline(always)]
+fn is_fragment_from_pod<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> bool {
+    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
+        return false;
+    };
+    let ip = &frame.ip;
+    ip.is_version()
+        && ip.is_plain()
+        && ip.is_fragment()
+        && is_set(kernel, Gate::LOCAL_PODS, Gate::hash(&ip.source()))
 }
 
 /// From this node's own stack: a TCP reset from a SNAT address and port.

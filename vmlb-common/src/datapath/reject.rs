@@ -12,16 +12,16 @@ use crate::wire::{Be16, Ethernet, IcmpHeader, Protocol, TcpFlags, TcpHeader, Udp
 /// are a whole UDP header).
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Quoting<I> {
+struct Quoting<I, Q> {
     ethernet: Ethernet,
     ip: I,
     icmp: IcmpHeader,
-    quoted: I,
+    quoted: Q,
     start: [Be16; 4],
 }
 
 // SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl<I: Wire> Wire for Quoting<I> {}
+unsafe impl<I: Wire, Q: Wire> Wire for Quoting<I, Q> {}
 
 /// Answers a packet whose sender is to learn that it is refused: one that is too big with the MTU, one without hops with "time
 /// exceeded", TCP with a reset, all else with "port unreachable". At TC, where frames cannot be reshaped before their checksums are whole, the stack is left
@@ -61,7 +61,8 @@ pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
     } else if refusal == Verdict::EXPIRED {
         error::<F, P>(packet, F::TIME_EXCEEDED, 0)
     } else if transport.protocol == Protocol::TCP {
-        reset::<F, P>(packet, &transport)
+        // Nobody opens a connection by fragments.
+        P::WHOLE && reset::<F, P>(packet, &transport)
     } else {
         error::<F, P>(packet, F::PORT_UNREACHABLE, 0)
     };
@@ -123,10 +124,10 @@ fn error<F: Family, P: Packet>(packet: &mut P, kind: Be16, mtu: u32) -> bool {
         return false;
     };
     let kept = size_of::<Frame<F::Header, UdpHeader>>() as u32;
-    if !packet.reshape(kept, (size_of::<F::Header>() + size_of::<IcmpHeader>()) as u32) {
+    if !packet.reshape(kept, (size_of::<<F::Own as Family>::Header>() + size_of::<IcmpHeader>()) as u32) {
         return false;
     }
-    let Some(error) = packet.view::<Quoting<F::Header>>() else {
+    let Some(error) = packet.view::<Quoting<<F::Own as Family>::Header, F::Header>>() else {
         return false;
     };
     error.ethernet =

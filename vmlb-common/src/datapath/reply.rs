@@ -5,7 +5,7 @@ use crate::checksum::{Delta, Sum};
 use crate::family::{Address, Family, Header};
 use crate::kernel::{Ends, Kernel, Stage, Step, Tables};
 use crate::live::Live;
-use crate::packet::{Frame, Packet, Transport};
+use crate::packet::{Direction, Frame, Packet, Transport};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, UdpHeader};
 
@@ -58,6 +58,7 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
         return verdict.number();
     }
     clamp::clamp::<F, P, K>(packet, kernel, clamp::ANY);
+    packet.note_backend(found.backend, Direction::Reply);
     kernel.account(found.backend, |traffic| traffic.add_reply(transport.octets));
     let via = found.live.via();
     if via != F::Address::default() && found.returns(kernel) {
@@ -132,6 +133,15 @@ fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     kernel.trace(packet, Step::REPLY, backend);
     Some(Found { stage, backend, side, pod, live, flow })
+}
+
+/// Whether a packet is a reply of a flow.
+#[inline(never)]
+pub(super) fn is_one<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> bool {
+    match Transport::read::<F, P>(packet) {
+        Some(transport) => find::<F, P, K>(packet, kernel, &transport).is_some(),
+        None => false,
+    }
 }
 
 /// To one of our SNAT ports, and of no flow: the answer to a probe, or somebody else's.
@@ -212,6 +222,7 @@ fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // The node's stack has no connection of this tuple and would reset the VM's.
         return Verdict::drop(verdict.reason());
     }
+    packet.note_backend(found.backend, Direction::Reply);
     if !verdict.is_defer() && !verdict.is_drop() {
         kernel.account(found.backend, |traffic| traffic.add_reply(transport.octets));
     }

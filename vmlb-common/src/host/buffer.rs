@@ -7,7 +7,7 @@ use std::vec::Vec;
 use crate::checksum::Delta;
 use crate::family::Family;
 use crate::live::Slot;
-use crate::packet::{Frame, Packet, Sending, address_frame, fix_in_place};
+use crate::packet::{Frame, Packet, Sending, address_frame, fix_header_in_place, fix_in_place};
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Protocol, TcpHeader, UdpHeader, Wire};
 
@@ -144,6 +144,10 @@ impl Packet for Buffer<Xdp> {
         fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
     }
 
+    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+        fix_header_in_place::<F, Self>(self, header);
+    }
+
     fn reshape(&mut self, kept: u32, front: u32) -> bool {
         self.cut(kept, front);
         true
@@ -218,6 +222,14 @@ impl Packet for Buffer<Tc> {
         } else if let Some(frame) = self.look::<Frame<F::Header, UdpHeader>>() {
             frame.transport.checksum =
                 replace_mangled(replace_mangled(frame.transport.checksum, addresses), ports);
+        }
+    }
+
+    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+        if F::VERSION == 4
+            && let Some(frame) = self.look::<Frame<crate::wire::Ipv4Header, ()>>()
+        {
+            frame.ip.checksum = replace(frame.ip.checksum, header);
         }
     }
 

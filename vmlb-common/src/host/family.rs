@@ -4,7 +4,7 @@ use core::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::abi::Device;
-use crate::family::{Address, Address4, Address6, Family, V4, V6};
+use crate::family::{Address, Address4, Address6, Family, V4, V6, V6Fragment};
 
 use super::Node;
 use super::tables::Side;
@@ -70,5 +70,27 @@ impl HostFamily for V6 {
 
     fn side_mut(node: &mut Node) -> &mut Side<Address6> {
         &mut node.v6
+    }
+}
+
+impl HostFamily for V6Fragment {
+    fn to_ip(address: &Address6) -> IpAddr {
+        V6::to_ip(address)
+    }
+
+    fn from_ip(address: IpAddr) -> Option<Address6> {
+        V6::from_ip(address)
+    }
+
+    fn snat(device: &Device) -> &Address6 {
+        V6::snat(device)
+    }
+
+    fn side(node: &Node) -> &Side<Address6> {
+        V6::side(node)
+    }
+
+    fn side_mut(node: &mut Node) -> &mut Side<Address6> {
+        V6::side_mut(node)
     }
 }

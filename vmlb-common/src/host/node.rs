@@ -42,6 +42,8 @@ pub struct Capacities {
     pub slots: u32,
     /// Clients of services with session affinity, per family.
     pub affinity: u32,
+    /// Datagrams in fragments, per family.
+    pub fragments: u32,
 }
 
 impl Default for Capacities {
@@ -54,6 +56,7 @@ impl Default for Capacities {
             services: 16_384,
             slots: 1 << 20,
             affinity: 65_536,
+            fragments: 8192,
         }
     }
 }

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::abi::{
-    Affinity, Backend, BackendFlags, ClientKey, Device, Flow, FlowKey, Frontend, FrontendKey, Hop, Inherited,
-    Pod, Reply, ReplyKey, Turn, WireKey,
+    Affinity, Backend, BackendFlags, ClientKey, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+    FrontendKey, Hop, Inherited, Pod, Reply, ReplyKey, Turn, WireKey,
 };
 use crate::datapath::sweep;
 use crate::family::{Address, V4, V6};
-use crate::kernel::{Parcel, Refused, Stage, Tables};
+use crate::kernel::{Datagram, Parcel, Refused, Stage, Tables};
 use crate::live::{Live, Slot, Word};
 
 use super::HostFamily;
@@ -34,6 +34,8 @@ pub struct Side<A> {
     established: Pair<A>,
     half: Pair<A>,
     inherited: Table<WireKey<A>, Inherited>,
+    fragments: Table<FragmentKey<A>, Fragment<A>>,
+    datagram: RefCell<Datagram<A>>,
     pub(super) clients: Clients<A>,
 }
 
@@ -64,6 +66,8 @@ impl<A: Address + Ord> Side<A> {
             established: Pair::new(capacities.flows, WhenFull::Refuse),
             half: Pair::new(capacities.half_flows, WhenFull::Evict),
             inherited: Table::new(capacities.inherited as usize, WhenFull::Refuse),
+            fragments: Table::new(capacities.fragments as usize, WhenFull::Evict),
+            datagram: RefCell::default(),
             clients: Clients::new(capacities),
         }
     }
@@ -197,6 +201,23 @@ impl Node {
         F::side(self).inherited.insert(key, value)
     }
 
+    /// What is known of datagrams in fragments.
+    pub fn fragments<F: HostFamily>(&self) -> BTreeMap<FragmentKey<F::Address>, Fragment<F::Address>> {
+        F::side(self).fragments.copies().into_iter().collect()
+    }
+
+    /// Writes what is known of a datagram in fragments.
+    ///
+    /// # Errors
+    /// As [`Refused`] says.
+    pub fn put_fragment<F: HostFamily>(
+        &mut self,
+        key: &FragmentKey<F::Address>,
+        value: &Fragment<F::Address>,
+    ) -> Result<(), Refused> {
+        F::side(self).fragments.set(key, value)
+    }
+
     /// The connections that the stack carries.
     pub fn inherited_connections<F: HostFamily>(&self) -> BTreeMap<WireKey<F::Address>, Inherited> {
         F::side(self).inherited.copies().into_iter().collect()
@@ -225,6 +246,7 @@ impl Node {
             pair.replies.clear();
         }
         side.inherited.clear();
+        side.fragments.clear();
         side.clients.clear();
         side.hops.borrow_mut().clear();
         side.tunnel_hops.borrow_mut().clear();
@@ -308,6 +330,27 @@ impl<F: HostFamily> Tables<F> for Node {
     fn parcel_hop(&self) -> Option<Slot> {
         // SAFETY: the cell lives as long as the node.
         NonNull::new(F::side(self).parcel_hop.get()).map(|hop| unsafe { Slot::new(hop) })
+    }
+
+    fn fragment(&self, key: &FragmentKey<F::Address>) -> Option<Live<'_, Fragment<F::Address>>> {
+        self.looked_up();
+        // SAFETY: memory of the table, which outlives the borrow.
+        F::side(self).fragments.get(key).map(|fragment| unsafe { Live::new(fragment) })
+    }
+
+    fn note_fragment(&self, key: &FragmentKey<F::Address>, to: &Fragment<F::Address>) {
+        self.looked_up();
+        // The least recently used entry makes room.
+        let _never_refused = F::side(self).fragments.set(key, to);
+    }
+
+    fn add_fragment(&self, key: &FragmentKey<F::Address>, to: &Fragment<F::Address>) -> Result<(), Refused> {
+        self.looked_up();
+        F::side(self).fragments.insert(key, to)
+    }
+
+    fn with_datagram(&self, use_it: impl FnOnce(&mut Datagram<F::Address>)) {
+        use_it(&mut F::side(self).datagram.borrow_mut());
     }
 
     fn pod(&self, address: &F::Address) -> Option<Pod> {

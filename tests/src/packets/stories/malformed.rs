@@ -7,7 +7,7 @@ use crate::packets::frame::{Frame, tcp, udp};
 use crate::packets::story::{Expect, Story};
 use crate::packets::world::Net;
 
-use Expect::{Dropped, Foreign, Punted};
+use Expect::{Dropped, Foreign, Passed, Punted};
 
 /// Octets of an Ethernet header.
 const ETHERNET: usize = 14;
@@ -81,8 +81,11 @@ fn ipv4(net: Net) -> Story {
     story.raw("a header of 16 octets", changed(&syn, ETHERNET, &[0x44]), Punted(Reason::OPTIONS));
     story.raw("options to somebody else", changed(&foreign, ETHERNET, &[0x46]), Foreign);
     story.raw("version 6 under EtherType IPv4", changed(&syn, ETHERNET, &[0x65]), Foreign);
-    story.raw("the first fragment", changed(&syn, ETHERNET + 6, &[0x20, 0]), Punted(Reason::FRAGMENT));
-    story.raw("a later fragment", changed(&syn, ETHERNET + 6, &[0, 1]), Punted(Reason::FRAGMENT));
+    let icmp = changed(&syn, ETHERNET + 9, &[1]);
+    let of_icmp = [&icmp[..ETHERNET + 6], &[0x20, 0], &icmp[ETHERNET + 8..]].concat();
+    story.raw("the first fragment of an echo", of_icmp, Punted(Reason::FRAGMENT));
+    story.raw("a fragment inside a header", changed(&syn, ETHERNET + 6, &[0, 1]), Dropped(Reason::MALFORMED));
+    story.raw("a later fragment", changed(&syn, ETHERNET + 6, &[0, 3]), Punted(Reason::FRAGMENT));
     story.raw("a fragment to somebody else", changed(&foreign, ETHERNET + 6, &[0x20, 0]), Foreign);
     story.raw("ICMP", changed(&syn, ETHERNET + 9, &[1]), Foreign);
     story.raw("SCTP is not served yet", changed(&syn, ETHERNET + 9, &[132]), Foreign);
@@ -95,7 +98,7 @@ fn ipv6(net: Net) -> Story {
     let syn = tcp(net.client(0, 1), net.node(30001)).syn(1);
     let foreign = tcp(net.client(0, 1), net.stranger(30001)).syn(1);
     story.raw("version 4 under EtherType IPv6", changed(&syn, ETHERNET, &[0x45]), Foreign);
-    story.raw("a fragment", with_extensions(&syn, &[44]), Punted(Reason::FRAGMENT));
+    story.raw("a fragment of options", with_extensions(&syn, &[44, 60]), Passed);
     story.raw("a fragment to somebody else", with_extensions(&foreign, &[44]), Foreign);
     story.raw("hop-by-hop options", with_extensions(&syn, &[0]), Foreign);
     story.raw("destination options", with_extensions(&syn, &[60]), Foreign);
