@@ -11,6 +11,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::wire::{Ethernet, Ethertype};
 
 mod affinity;
+mod clamp;
 mod end;
 mod forward;
 mod gate;

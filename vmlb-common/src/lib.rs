@@ -90,6 +90,9 @@
 //! Ageing runs in the kernel ([`datapath::sweep`]): one pass marks idle pairs, a later one claims both sides by
 //! compare-and-swap and removes them; a packet in between takes the mark back.
 //!
+//! SYN and SYN-ACK have their maximum segment size lowered to what their way takes ([`abi::ClampMss`]), with a bounded walk over
+//! the options that runs for them only.
+//!
 //! # Next hops
 //!
 //! The FIB is asked once a flow and direction. Requests cache the hop per backend and CPU, replies in their entry. A hop
