@@ -26,6 +26,7 @@ use crate::sync::{Report, Sync};
 use crate::tables::pinned::PinnedTables;
 use crate::watch::{Event, Object};
 
+mod carriage;
 mod heap;
 mod network;
 mod options;

@@ -17,7 +17,7 @@ mod node;
 mod table;
 mod tables;
 
-pub use buffer::{Buffer, Tc, Xdp};
+pub use buffer::{Buffer, Carrier, Frames, Tc, Xdp};
 pub use clients::Range;
 pub use family::HostFamily;
 pub use fib::{Gateway, Question, Routes};
@@ -29,6 +29,8 @@ pub use tables::Pairs;
 pub enum Hook {
     /// XDP of an uplink.
     Xdp,
+    /// XDP of a device that carries uplinks.
+    Carrier,
     /// TC ingress of an uplink: in XDP's place, or for what XDP deferred.
     Ingress,
     /// TC egress of an uplink.
@@ -53,6 +55,7 @@ impl Node {
     pub fn receive(&self, hook: Hook, device: u32, frame: &[u8]) -> Outcome {
         match hook {
             Hook::Xdp => self.at::<Xdp>(device, frame, datapath::uplink_ingress),
+            Hook::Carrier => self.at::<Carrier>(device, frame, datapath::carrier_ingress),
             Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress),
             Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress),
             Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress),

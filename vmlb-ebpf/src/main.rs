@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod carrier;
 mod context;
 mod helpers;
 mod maps;
@@ -12,6 +13,7 @@ use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
 use vmlb_common::datapath;
 
+use carrier::Carried;
 use context::{NEXT, Tc, Xdp};
 use maps::Node;
 
@@ -20,6 +22,14 @@ use maps::Node;
 pub fn vmlb_xdp(ctx: XdpContext) -> u32 {
     let mut packet = Xdp(ctx.ctx);
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
+/// Ingress of a device that carries uplinks: the parent of VLANs, a bond's members, a bridge's port.
+#[xdp]
+pub fn vmlb_xdp_carrier(ctx: XdpContext) -> u32 {
+    let mut packet = Carried::new(ctx.ctx);
+    let verdict = datapath::carrier_ingress(&mut packet, &Node);
     packet.action(verdict)
 }
 
@@ -35,10 +45,13 @@ pub fn vmlb_ingress(ctx: TcContext) -> i32 {
     packet.action(verdict)
 }
 
-/// TC ingress of an uplink without XDP: the whole datapath.
+/// TC ingress of an uplink without XDP, or with it on a device that carries it: the whole datapath.
 #[classifier]
 pub fn vmlb_ingress_full(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
+    if packet.is_punted() {
+        return NEXT;
+    }
     packet.pull();
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
     packet.action(verdict)

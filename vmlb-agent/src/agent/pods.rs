@@ -123,6 +123,7 @@ impl PodSides {
             role: Role::PodSide,
             mode: Mode::Tc,
             reason: None,
+            on: None,
         })
     }
 }
