@@ -352,6 +352,7 @@ fn put_settings(
         timeouts: options.timeout.0,
         reject_rate: options.reject_rate,
         tunnel,
+        clamp_mss: options.clamp_mss.0,
         hz: settings::hz()?,
     };
     let old: Option<Settings> = map.current().copied();

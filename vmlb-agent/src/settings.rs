@@ -9,15 +9,17 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use nix::time::{ClockId, clock_getres};
-use vmlb_common::abi::{self, PortRange, Settings, Timeouts, Tunnel};
+use vmlb_common::abi::{self, ClampMss, PortRange, Settings, Timeouts, Tunnel};
 
 use crate::bpf::PinnedMap;
 use crate::pins::PinRoot;
 
+pub mod clamp;
 pub mod clock;
 pub mod ports;
 pub mod tunnel;
 
+pub use clamp::ClampFlag;
 pub use clock::jiffies;
 pub use ports::SnatPorts;
 
@@ -141,6 +143,8 @@ pub struct Wanted {
     pub reject_rate: u32,
     /// The tunnel between nodes.
     pub tunnel: Tunnel,
+    /// What TCP's maximum segment size is lowered to.
+    pub clamp_mss: ClampMss,
 }
 
 impl Wanted {
@@ -161,7 +165,7 @@ impl Wanted {
         Ok(Settings {
             tunnel: self.tunnel,
             probe_port: self.probe_port,
-            pad: 0,
+            clamp_mss: self.clamp_mss,
             version: abi::VERSION,
             // Zero marks an empty hop.
             generation: installed.map_or(1, |settings| settings.generation.max(1)),
@@ -258,6 +262,7 @@ pub fn differences(old: &Settings, new: &Settings) -> BTreeMap<&'static str, (St
         ("probe port", old.probe_port.to_string(), new.probe_port.to_string()),
         ("reject rate", old.reject_rate.to_string(), new.reject_rate.to_string()),
         ("tunnel", format!("{:?}", old.tunnel), format!("{:?}", new.tunnel)),
+        ("clamp mss", ClampFlag(old.clamp_mss).to_string(), ClampFlag(new.clamp_mss).to_string()),
         ("node", text(&old.node), text(&new.node)),
     ];
     rows.into_iter().filter(|(_, old, new)| old != new).map(|(name, old, new)| (name, (old, new))).collect()
@@ -345,6 +350,7 @@ mod tests {
             hz: 250,
             reject_rate: 1000,
             tunnel: Tunnel::default(),
+            clamp_mss: ClampMss::AUTO,
         };
         let mut first = wanted.settings(None, 7)?;
         assert_eq!((first.generation, first.secret, first.snat_port_count), (1, 7, 28_976));

@@ -16,7 +16,7 @@ pub mod names {
     pub const SETTINGS: &str = "settings";
     /// Bitmaps, see [`super::Gate`].
     pub const GATE: &str = "gate";
-    /// Interface index → [`super::Device`].
+    /// Interface index, or [`super::Device::NODE`] → [`super::Device`].
     pub const DEVICES: &str = "devices";
     /// [`super::CarriedKey`] → [`super::Carried`]: whose a frame on a device is that carries others.
     pub const CARRIED: &str = "carried";
@@ -187,8 +187,8 @@ pub struct Settings {
     pub tunnel: Tunnel,
     /// The port from which the agent asks a migration's target whether the VM is there; SNAT does not use it. 0: none.
     pub probe_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// What TCP's maximum segment size is lowered to.
+    pub clamp_mss: ClampMss,
     /// The node's name, cut at 63 octets, padded with zeros.
     pub node: [u8; 64],
 }
@@ -199,6 +199,32 @@ impl Settings {
     #[inline(always)]
     pub const fn is_taken(&self, port: u16) -> bool {
         port == self.probe_port || port == self.tunnel.port
+    }
+}
+
+/// What TCP's maximum segment size is lowered to in SYN and SYN-ACK; a newtype, because it is read from a map. 0, which maps had
+/// here before, is [`ClampMss::AUTO`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct ClampMss(pub u16);
+
+impl ClampMss {
+    /// To what fits the way that a packet takes.
+    pub const AUTO: Self = Self(0);
+    /// To nothing: it stays.
+    pub const OFF: Self = Self(1);
+    /// The least that the operator may choose, in octets: what every IPv4 host takes (RFC 9293 section 3.7.1).
+    pub const LEAST: u16 = 536;
+
+    /// The most that may be said on a way that takes `fitting` octets of data.
+    #[inline(always)]
+    pub const fn least(self, fitting: u32) -> u32 {
+        match self {
+            Self::AUTO => fitting,
+            Self::OFF => u32::MAX,
+            Self(octets) if (octets as u32) < fitting => octets as u32,
+            _ => fitting,
+        }
     }
 }
 
@@ -280,6 +306,12 @@ pub struct Device {
     pub snat_v4: Address4,
     /// The IPv6 address that SNAT takes when a packet leaves here; zeros: none.
     pub snat_v6: Address6,
+}
+
+impl Device {
+    /// The index, which no device has, under which map `devices` holds the node's own addresses as the cluster knows them: the
+    /// tunnel's outer source, whichever device it leaves by. Zeros: the leaving device's will do.
+    pub const NODE: u32 = 0;
 }
 
 /// Bits of [`Device::flags`].

@@ -12,6 +12,7 @@ use crate::wire::{Ethernet, Ethertype};
 
 mod affinity;
 mod carried;
+mod clamp;
 mod end;
 mod forward;
 mod gate;

@@ -142,6 +142,8 @@ pub trait Family: sealed::Sealed + Copy + core::fmt::Debug + 'static {
     /// Type and code of "fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2); the last 16 bits of
     /// the ICMP header are the MTU of the next hop.
     const TOO_BIG: Be16;
+    /// Type and code of an ICMP "time exceeded in transit".
+    const TIME_EXCEEDED: Be16;
     /// Whether an ICMP message of this type is an error, and quotes the packet that caused it.
     fn is_error(kind: u8) -> bool;
 }
@@ -206,6 +208,7 @@ impl Family for V4 {
     const IP_IN_IP: Protocol = Protocol::IPV4_IN_IP;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0303);
     const TOO_BIG: Be16 = Be16::new(0x0304);
+    const TIME_EXCEEDED: Be16 = Be16::new(0x0b00);
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -224,6 +227,7 @@ impl Family for V6 {
     const IP_IN_IP: Protocol = Protocol::IPV6_IN_IP;
     const PORT_UNREACHABLE: Be16 = Be16::new(0x0104);
     const TOO_BIG: Be16 = Be16::new(0x0200);
+    const TIME_EXCEEDED: Be16 = Be16::new(0x0300);
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {

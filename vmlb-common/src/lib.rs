@@ -35,6 +35,10 @@
 //! | – | larger than the way on takes | answered with the way's MTU, where it must not be cut | XDP |
 //! | 10 | device without XDP | the same stages at TC ingress | TC |
 //!
+//! An uplink whose frames come by another device (a VLAN by its parent, a bond by its members, a bridge by its port) has XDP
+//! there: a program of its own takes the tags out, has the same stages look at the frame as one of the uplink's, and puts
+//! tags on before it goes on ([`datapath::carrier_ingress`]). TC ingress of such an uplink runs the stages for all that comes.
+//!
 //! What XDP cannot send itself (next hop's MAC address unknown, device that XDP cannot send through, a pod's device) it
 //! passes untouched with a mark in the packet's metadata; TC ingress of the same device runs the same stages and sends by
 //! `bpf_redirect_neigh`. A packet that carries the node's own address as source never enters the stack: the kernel would
@@ -89,6 +93,9 @@
 //!
 //! Ageing runs in the kernel ([`datapath::sweep`]): one pass marks idle pairs, a later one claims both sides by
 //! compare-and-swap and removes them; a packet in between takes the mark back.
+//!
+//! SYN and SYN-ACK have their maximum segment size lowered to what their way takes ([`abi::ClampMss`]), with a bounded walk over
+//! the options that runs for them only.
 //!
 //! # Next hops
 //!

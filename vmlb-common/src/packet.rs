@@ -92,6 +92,9 @@ pub trait Packet {
     /// The first octets of the frame as a `T`, or `None` where the packet is shorter.
     fn view<T: Wire>(&mut self) -> Option<&mut T>;
 
+    /// Four octets of the frame from `offset` on, which is less than 256; `None` where the packet ends before.
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]>;
+
     /// Octets of the frame, Ethernet header included. In TC it may count segments not yet cut (GSO).
     fn length(&self) -> u32;
 

@@ -55,6 +55,15 @@ impl Verdict {
         Self(Self::REJECT | Reason::TOO_BIG.0 << 8 | mtu << 16)
     }
 
+    /// To be refused because it has no hop left for the way on.
+    pub const EXPIRED: Self = Self::reject(Reason::TTL_EXPIRED);
+
+    /// Whether it is the way on that refuses the packet, not the frontend: nobody else here can take it.
+    #[inline(always)]
+    pub const fn is_of_the_way(self) -> bool {
+        self.mtu() != 0 || self.0 == Self::EXPIRED.0
+    }
+
     /// The MTU of [`Verdict::too_big`]; 0 for others.
     #[inline(always)]
     pub const fn mtu(self) -> u32 {
@@ -206,7 +215,7 @@ reasons! {
     12 NO_ROUTE "no_route" "Punted: the FIB has no usable route.";
     13 FOREIGN_DEVICE "foreign_device" "Punted: the route leads into a device that vmlb does not manage.";
     14 SOURCE_NOT_KEPT "source_not_kept" "Punted: policy Local, but replies to the client would leave by a device without our program.";
-    15 TTL_EXPIRED "ttl_expired" "Dropped: no hops left.";
+    15 TTL_EXPIRED "ttl_expired" "Rejected: no hops left for the way on.";
     16 NO_METADATA "no_metadata" "Dropped: the driver gives XDP no metadata to mark the packet for TC.";
     17 OWN_RESET "own_reset" "Dropped: a reset of this node's stack from a SNAT port to a backend, for a connection that has no flow here.";
     18 NEIGHBOUR "neighbour" "Deferred to TC: the next hop's MAC address is not known yet.";

@@ -408,6 +408,8 @@ pub unsafe trait Wire: Copy + 'static {}
 
 // SAFETY: `repr(C)` structure of 16-bit words.
 unsafe impl Wire for Ethernet {}
+// SAFETY: plain octets.
+unsafe impl Wire for [u8; 4] {}
 // SAFETY: as above.
 unsafe impl Wire for OnceTagged {}
 // SAFETY: as above.

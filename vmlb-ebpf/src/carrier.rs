@@ -45,6 +45,11 @@ impl Packet for Carried {
     }
 
     #[inline(always)]
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        self.0.octets_at(offset)
+    }
+
+    #[inline(always)]
     fn length(&self) -> u32 {
         self.0.length()
     }

@@ -136,6 +136,13 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        let (data, end) = self.bounds();
+        // The verifier is to know how far it may be.
+        view(data + (offset & 0xff) as usize, end)
+    }
+
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "a frame is shorter than 4 GiB")]
     fn length(&self) -> u32 {
         let (data, end) = self.bounds();
@@ -283,6 +290,13 @@ impl Packet for Tc {
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
         let (data, end) = self.bounds();
         view(data, end)
+    }
+
+    #[inline(always)]
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        let (data, end) = self.bounds();
+        // The verifier is to know how far it may be.
+        view(data + (offset & 0xff) as usize, end)
     }
 
     #[inline(always)]

@@ -158,7 +158,10 @@ impl Site {
             PinnedMap::open(&self.root, names::FRONTENDS[0])?;
         let v6: PinnedMap<FrontendKey<Address6>, Frontend> =
             PinnedMap::open(&self.root, names::FRONTENDS[1])?;
-        Ok([v4.all()?.len(), v6.all()?.len()])
+        // Those of the unspecified address are for other nodes' tunnels.
+        let v4 = v4.all()?.into_iter().filter(|(key, _)| key.address != Address4::default()).count();
+        let v6 = v6.all()?.into_iter().filter(|(key, _)| key.address != Address6::default()).count();
+        Ok([v4, v6])
     }
 
     /// Established flows of a family.

@@ -28,6 +28,7 @@ pub struct Frame {
     sequence: u32,
     acknowledgment: u32,
     window: u16,
+    options: Vec<u8>,
     payload: Vec<u8>,
     sum: Sum,
     wrapping: Option<Wrapping>,
@@ -111,6 +112,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Frame {
         sequence: 0,
         acknowledgment: 0,
         window: 4096,
+        options: Vec::new(),
         payload: Vec::new(),
         sum: Sum::Right,
         wrapping: None,
@@ -185,6 +187,13 @@ impl Frame {
     #[must_use]
     pub fn window(mut self, octets: u16) -> Self {
         self.window = octets;
+        self
+    }
+
+    /// With these octets as TCP's options, a multiple of four of them.
+    #[must_use]
+    pub fn options(mut self, octets: &[u8]) -> Self {
+        self.options = octets.to_vec();
         self
     }
 
@@ -343,6 +352,7 @@ impl Frame {
         header.ack = self.flags.ack != 0;
         header.fin = self.flags.fin != 0;
         header.rst = self.flags.rst != 0;
+        header.set_options_raw(&self.options).expect("40 octets at most");
         header
     }
 

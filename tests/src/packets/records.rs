@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use vmlb_common::abi::{
-    self, Backend, ClientKey, Device, EligibleKey, Frontend, FrontendKey, Gate, Pod, PortRange, Service,
-    Settings, TagKey, Target, TargetKey, Timeouts, Tunnel, Turn,
+    self, Backend, ClampMss, ClientKey, Device, EligibleKey, Frontend, FrontendKey, Gate, Pod, PortRange,
+    Service, Settings, TagKey, Target, TargetKey, Timeouts, Tunnel, Turn,
 };
 use vmlb_common::family::{Address, Address4, Address6, V4, V6};
 use vmlb_common::host::{HostFamily, Node};
@@ -66,7 +66,7 @@ impl Records {
             reject_rate: 1000,
             tunnel: Tunnel::default(),
             probe_port: 0,
-            pad: 0,
+            clamp_mss: ClampMss::AUTO,
             node: [0; 64],
         };
         Self {

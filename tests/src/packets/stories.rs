@@ -3,6 +3,7 @@
 use super::story::Story;
 use super::world::Net;
 
+mod clamp;
 mod clients;
 mod device;
 mod ends;
@@ -20,7 +21,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 14] = [
+    let subjects: [fn(Net) -> Vec<Story>; 15] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -35,6 +36,7 @@ pub fn all(net: Net) -> Vec<Story> {
         errors::stories,
         migration::stories,
         tunnel::stories,
+        clamp::stories,
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }

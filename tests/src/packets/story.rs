@@ -51,6 +51,8 @@ pub enum Expect {
     Answered(Reason, Vec<u8>),
     /// XDP makes it these octets and sends it back, because it is too big for its way; TC drops it.
     TooBig(Vec<u8>),
+    /// XDP makes it these octets and sends it back, because it has no hops left; TC drops it.
+    Expired(Vec<u8>),
     /// Refused, but by XDP without an answer, for this reason; TC leaves it to the stack.
     Unanswered(Reason),
     /// Gone, for this reason.
@@ -348,6 +350,8 @@ impl Meeting {
                 (verdict, sent.octets(), Some(exit.device))
             }
             Expect::TooBig(answer) if by_xdp => (Verdict::answer(Reason::TOO_BIG), answer.clone(), None),
+            Expect::Expired(answer) if by_xdp => (Verdict::answer(Reason::TTL_EXPIRED), answer.clone(), None),
+            Expect::Expired(_) => (Verdict::drop(Reason::TTL_EXPIRED), octets.to_vec(), None),
             Expect::TooBig(_) => (Verdict::drop(Reason::TOO_BIG), octets.to_vec(), None),
             Expect::Sent(frame, exit) => (Verdict::REDIRECT, frame.octets(), Some(exit.device)),
             Expect::SentByTc(_, frame, device) => (Verdict::REDIRECT, frame.octets(), Some(*device)),

@@ -45,17 +45,6 @@ impl Carriage {
     }
 }
 
-/// Why XDP would not see the tags of such frames; `None`: it sees them.
-pub fn hidden(interfaces: &Interfaces, footing: &Footing) -> Option<String> {
-    let tag = *footing.tags.first()?;
-    let hides = |wire: &&Link| {
-        let active = offloads::active(wire.ifindex).unwrap_or_default();
-        active.contains(footing::hiding_offload(tag))
-    };
-    let hiding = footing.wires.iter().filter_map(|wire| interfaces.link(*wire)).find(hides)?;
-    Some(footing::hidden_tags(&hiding.name, tag))
-}
-
 #[derive(Debug)]
 struct Table<K, V> {
     map: PinnedMap<K, V>,

@@ -10,13 +10,13 @@ use aya::Ebpf;
 use futures_util::FutureExt;
 use vmlb_common::abi::{Device, DeviceFlags};
 
-use super::carriage::{Carriage, hidden};
+use super::carriage::Carriage;
 use super::pods::PodSides;
 use crate::facts::NodeFacts;
 use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
-use crate::interface::footing::Footing;
+use crate::interface::footing::{Footing, hidden_tags};
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
@@ -279,7 +279,7 @@ impl Network {
         }
         let choices = choose(&self.flags, interfaces, &default_routes, internal, &self.without_metadata);
         for Choice { link, mode, reason, footing } in choices {
-            let unseen = footing.as_ref().and_then(|footing| hidden(interfaces, footing));
+            let unseen = footing.as_ref().and_then(|footing| hidden_tags(interfaces, footing));
             let wanted = if unseen.is_some() { Mode::Tc } else { mode };
             let reason = unseen.or(reason.map(str::to_owned));
             let carrier = footing.as_ref().and_then(|footing| interfaces.link(footing.on));

@@ -14,7 +14,7 @@ use crate::logging;
 use crate::pins::DEFAULT_ROOT;
 use crate::serving::Serving;
 use crate::settings::tunnel::TunnelFlags;
-use crate::settings::{self, SnatPorts, TimeoutFlag, ports};
+use crate::settings::{self, ClampFlag, SnatPorts, TimeoutFlag, ports};
 
 /// Options of `vmlb agent`.
 #[derive(Args, Clone, Debug)]
@@ -51,6 +51,10 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub tunnel: TunnelFlags,
+    /// What TCP's maximum segment size is lowered to in SYN and SYN-ACK, never raised: what fits the tunnel or the way that vmlb
+    /// sends them by (auto), these octets if they are fewer, or nothing
+    #[arg(long, value_name = "auto|off|OCTETS", default_value_t)]
+    pub clamp_mss: ClampFlag,
     /// When idle flows end; those not named keep their default
     #[arg(long, value_name = "NAME=TIME,...", default_value_t)]
     pub timeout: TimeoutFlag,

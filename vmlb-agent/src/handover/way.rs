@@ -34,12 +34,16 @@ impl Way {
             let device = devices.get(&route.ifindex);
             device.and_then(|device| snat_address(device, endpoint.address.is_ipv4()))
         };
+        let own = || {
+            let node = devices.get(&Device::NODE);
+            node.and_then(|node| snat_address(node, endpoint.address.is_ipv4()))
+        };
         Self {
             endpoint,
             // Answers to another address are no replies of ours, but from a pod of this node they come by here anyway.
             source: route.and_then(|route| snat(&route).or(route.source.filter(|_| endpoint.is_local))),
             // As the datapath has it; the far node listens to nodes of the cluster only.
-            outer: to_node.and_then(|route| snat(&route).or(route.source)),
+            outer: to_node.and_then(|route| own().or_else(|| snat(&route)).or(route.source)),
             hops: hops(&endpoint, route, to_node),
         }
     }

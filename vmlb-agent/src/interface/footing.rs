@@ -1,8 +1,9 @@
 //! On which device XDP meets the frames of an uplink: a VLAN's on its parent, with tags; a bond's on its members, to which
-//! the kernel itself brings the bond's program; a bridge's on its only port. Pure.
+//! the kernel itself brings the bond's program; a bridge's on its only port.
 
-use super::{Interfaces, Link};
 use vmlb_common::abi::{Carried, CarriedKey, Carrier};
+
+use super::{Interfaces, Link, offloads};
 
 /// How deep devices may stand on one another.
 const DEPTH: usize = 6;
@@ -103,19 +104,18 @@ fn stand(interfaces: &Interfaces, link: &Link, depth: usize) -> Result<Footing, 
     }
 }
 
-/// The offload that takes the outer tag out of frames before XDP sees them.
+/// Why XDP would not see the tags of such frames, and what to do about it; `None`: it sees them.
 #[must_use]
-pub fn hiding_offload(tag: u32) -> &'static str {
-    if tag >> 16 == 0x8100 { "rx-vlan-hw-parse" } else { "rx-vlan-stag-hw-parse" }
-}
-
-/// Why XDP sees no tags on a device with such an offload, and what to do about it.
-#[must_use]
-pub fn hidden_tags(name: &str, tag: u32) -> String {
-    let switch = if tag >> 16 == 0x8100 { "rxvlan" } else { "rx-vlan-stag-hw-parse" };
-    format!(
+pub fn hidden_tags(interfaces: &Interfaces, footing: &Footing) -> Option<String> {
+    let (offload, switch) = match footing.tags.first()? >> 16 {
+        0x8100 => ("rx-vlan-hw-parse", "rxvlan"),
+        _ => ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse"),
+    };
+    let hides = |wire: &&Link| offloads::active(wire.ifindex).unwrap_or_default().contains(offload);
+    let Link { name, .. } = footing.wires.iter().filter_map(|wire| interfaces.link(*wire)).find(hides)?;
+    Some(format!(
         "{name} takes VLAN tags out of frames before XDP sees them; ethtool -K {name} {switch} off leaves them in"
-    )
+    ))
 }
 
 #[cfg(test)]

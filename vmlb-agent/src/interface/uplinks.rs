@@ -226,10 +226,22 @@ pub fn facts(
             facts.addresses.push(NodeAddress { address: *address, ifindex: link.ifindex, primary: true });
         }
     }
+    let (snat_v4, snat_v6) = known_by(interfaces, internal);
+    let node = Device { flags: 0, snat_v4, snat_v6 };
+    if node != Device::default() {
+        facts.devices.insert(Device::NODE, node);
+    }
     for v4 in [true, false] {
         name_primary(interfaces, &mut facts, v4);
     }
     facts
+}
+
+/// The addresses by which the cluster knows this node: the first of each family that is the node's at all.
+fn known_by(interfaces: &Interfaces, internal: &[IpAddr]) -> (Address4, Address6) {
+    let mut known = internal.iter().copied().filter(|address| interfaces.link_of(*address).is_some());
+    let v4 = known.clone().find(IpAddr::is_ipv4);
+    device_addresses(v4, known.find(IpAddr::is_ipv6))
 }
 
 /// Where the Node object names no address of a family, the first uplink's main one is the node's: what SNAT takes there

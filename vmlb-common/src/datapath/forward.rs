@@ -13,6 +13,7 @@ use crate::wire::{Be16, Protocol, TcpFlags, TcpHeader, UdpHeader};
 
 use super::Origin;
 use super::affinity;
+use super::clamp;
 use super::end;
 use super::hop::{self, Validity, Way};
 use super::place;
@@ -201,7 +202,12 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // The source's address stays; its port too, unless another frontend's flow has it.
         let verdict =
             translate::<F, P>(packet, transport.protocol, &source, &destination, addresses, Hops::Kept);
-        if verdict.is_final() { verdict } else { Verdict::DELIVER }
+        if verdict.is_final() {
+            verdict
+        } else {
+            clamp::clamp::<F, P, K>(packet, kernel, clamp::ANY);
+            Verdict::DELIVER
+        }
     } else if is_here && P::SENDING == Sending::Frames {
         Verdict::defer(Reason::POD_DEVICE)
     } else if let Some(slot) = kernel.backend_hop(flow.backend) {

@@ -9,6 +9,7 @@ use crate::packet::{Frame, Packet, Sending};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Ethernet, Protocol, UdpHeader};
 
+use super::clamp;
 use super::translate::{End, Hops, translate};
 
 /// How long a cached hop is believed, in seconds, if nobody raises the generation: the agent may be away.
@@ -71,6 +72,7 @@ pub(super) fn send<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict;
     }
+    clamp::clamp::<F, P, K>(packet, kernel, slot.mtu());
     packet.send(slot)
 }
 

@@ -23,8 +23,8 @@ struct Quoting<I> {
 // SAFETY: words of alignment 2 behind one another leave no gap.
 unsafe impl<I: Wire> Wire for Quoting<I> {}
 
-/// Answers a packet whose sender is to learn that it is refused: one that is too big with the MTU, TCP with a reset, all
-/// else with "port unreachable". At TC, where frames cannot be reshaped before their checksums are whole, the stack is left
+/// Answers a packet whose sender is to learn that it is refused: one that is too big with the MTU, one without hops with "time
+/// exceeded", TCP with a reset, all else with "port unreachable". At TC, where frames cannot be reshaped before their checksums are whole, the stack is left
 /// to do it.
 #[inline(never)]
 pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
@@ -36,12 +36,10 @@ pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let Some(settings) = kernel.settings() else {
         return Verdict::punt(reason).number();
     };
-    if P::SENDING == Sending::Packets && refusal.mtu() != 0 {
-        // The flow is ours: the stack would answer a reset.
-        return Verdict::drop(reason).number();
-    }
     if P::SENDING == Sending::Packets || settings.reject_rate == 0 {
-        return Verdict::punt(reason).number();
+        // The stack would answer a packet of a flow of ours with a reset.
+        let verdict = if refusal.is_of_the_way() { Verdict::drop(reason) } else { Verdict::punt(reason) };
+        return verdict.number();
     }
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED).number();
@@ -60,6 +58,8 @@ pub(super) fn answer<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     let done = if refusal.mtu() != 0 {
         error::<F, P>(packet, F::TOO_BIG, refusal.mtu())
+    } else if refusal == Verdict::EXPIRED {
+        error::<F, P>(packet, F::TIME_EXCEEDED, 0)
     } else if transport.protocol == Protocol::TCP {
         reset::<F, P>(packet, &transport)
     } else {

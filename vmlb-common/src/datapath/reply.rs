@@ -9,6 +9,7 @@ use crate::packet::{Frame, Packet, Transport};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Protocol, UdpHeader};
 
+use super::clamp;
 use super::end;
 use super::gate;
 use super::hop::{self, Validity, Way};
@@ -56,6 +57,7 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
     if verdict.is_final() {
         return verdict.number();
     }
+    clamp::clamp::<F, P, K>(packet, kernel, clamp::ANY);
     kernel.account(found.backend, |traffic| traffic.add_reply(transport.octets));
     let via = found.live.via();
     if via != F::Address::default() && found.returns(kernel) {

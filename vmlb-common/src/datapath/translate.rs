@@ -44,7 +44,7 @@ pub(super) fn translate<F: Family, P: Packet>(
     let mut hop = Delta::ZERO;
     if hops == Hops::Counted {
         if frame.ip.ttl() <= 1 {
-            return Verdict::drop(Reason::TTL_EXPIRED);
+            return Verdict::EXPIRED;
         }
         hop = frame.ip.decrement_ttl();
     }

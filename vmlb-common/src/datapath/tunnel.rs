@@ -4,15 +4,16 @@
 //! A packet carries a mark: the backend's tag, because the far node is to serve it by the backend that this one has chosen,
 //! and whether the flow is proved, because the far node keeps flows that nobody has proved where a flood may evict them.
 
-use crate::abi::{DeviceFlags, FlowKey, Reply, Tunnel, TunnelShape, Turn};
+use crate::abi::{Device, DeviceFlags, FlowKey, Reply, Tunnel, TunnelShape, Turn};
 use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::kernel::{Kernel, Stage, Step, Tables};
 use crate::live::{Live, Slot};
 use crate::packet::{Frame, InIp, InUdp, Packet, Sending, Transport, overhead};
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
+use crate::wire::{Be16, Ethernet, Protocol, UdpHeader, VxlanHeader};
 
+use super::clamp;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::reply;
@@ -298,56 +299,25 @@ fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict;
     }
-    if hops == Hops::Counted && tunnel.returns != 0 {
-        narrow::<F, P>(packet, slot.mtu().saturating_sub(wrapping));
-    }
+    let mtu = clamp::of_tunnel(kernel, hops, slot.mtu().saturating_sub(wrapping));
+    clamp::clamp::<F, P, K>(packet, kernel, mtu);
     Verdict::from_number(seal::<F, P, K>(packet, kernel, slot, node, hops))
 }
-
-/// Lowers what a SYN lets the VM send at once (RFC 9293 section 3.7.1) to what fits the tunnel: all of it comes back this way,
-/// and nobody there could tell the VM that it is too large. The option is looked for where every common stack has it, in front.
-#[inline(never)]
-fn narrow<F: Family, P: Packet>(packet: &mut P, mtu: u32) -> u32 {
-    let headers = (size_of::<F::Header>() + size_of::<TcpHeader>()) as u32;
-    let most = Be16::new(mtu.saturating_sub(headers) as u16);
-    let Some(frame) = packet.view::<Frame<F::Header, TcpHeader>>() else {
-        return 0;
-    };
-    let is_syn = frame.ip.protocol() == Protocol::TCP && frame.transport.flags().any(TcpFlags::SYN);
-    if !is_syn || frame.transport.length() < size_of::<Syn>() as u32 {
-        return 0;
-    }
-    let Some(frame) = packet.view::<Frame<F::Header, Syn>>() else {
-        return 0;
-    };
-    let old = frame.transport.size;
-    if frame.transport.option.get() != MAXIMUM_SEGMENT_SIZE || old.get() <= most.get() {
-        return 0;
-    }
-    frame.transport.size = most;
-    packet.fix_checksums::<F>(Protocol::TCP, Delta::ZERO, Delta::ZERO, Delta::ZERO.word(old, most));
-    0
-}
-
-/// Kind and length of the option.
-const MAXIMUM_SEGMENT_SIZE: u16 = 0x0204;
-
-/// A TCP header with an option of four octets.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Syn {
-    header: TcpHeader,
-    option: Be16,
-    size: Be16,
-}
-
-// SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl Wire for Syn {}
 
 /// Whether replies always come back by the tunnel.
 #[inline(always)]
 pub(super) fn returns_all<K: Kernel>(kernel: &K) -> bool {
     tunnel(kernel).returns != 0
+}
+
+/// Whom the far node is to see: this node, by the address that the cluster knows it by, because others are not listened to.
+#[inline(always)]
+fn own_address<F: Family, K: Kernel + Tables<F>>(kernel: &K, leaving_by: u32) -> Option<&F::Address> {
+    let of = |index| {
+        let address = kernel.snat_address(kernel.device(index)?);
+        (*address != F::Address::default()).then_some(address)
+    };
+    of(Device::NODE).or_else(|| of(leaving_by))
 }
 
 /// Writes the wrapping and sends the packet by `slot`.
@@ -360,19 +330,15 @@ fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
     hops: Hops,
 ) -> u32 {
     let tunnel = tunnel(kernel);
-    let Some(device) = kernel.device(slot.ifindex()) else {
+    let Some(own) = own_address::<F, K>(kernel, slot.ifindex()) else {
         return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
     };
-    let own = kernel.snat_address(device);
-    if *own == F::Address::default() {
-        return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
-    }
     let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
     if hops == Hops::Counted {
         if frame.ip.ttl() <= 1 {
-            return Verdict::drop(Reason::TTL_EXPIRED).number();
+            return Verdict::EXPIRED.number();
         }
         let hop = frame.ip.decrement_ttl();
         let _field = frame.ip.fix_checksum(hop);

@@ -93,6 +93,13 @@ impl<H> Buffer<H> {
         Some(unsafe { &mut *self.words.as_mut_ptr().cast() })
     }
 
+    fn four(&mut self, offset: usize) -> Option<&mut [u8; 4]> {
+        // SAFETY: as in `octets`; borrowed as long as the buffer is.
+        let octets =
+            unsafe { core::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast::<u8>(), self.length) };
+        octets.get_mut(offset..)?.first_chunk_mut()
+    }
+
     /// Cuts the frame and makes room in front, which holds whatever was there before.
     fn cut(&mut self, kept: u32, front: u32) {
         let (kept, front) = (kept as usize, front as usize);
@@ -131,6 +138,10 @@ impl<H: Frames> Packet for Buffer<H> {
 
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
         self.look()
+    }
+
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        self.four(offset as usize)
     }
 
     fn length(&self) -> u32 {
@@ -225,6 +236,10 @@ impl Packet for Buffer<Tc> {
 
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
         self.look()
+    }
+
+    fn octets_at(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        self.four(offset as usize)
     }
 
     fn length(&self) -> u32 {

@@ -2,11 +2,11 @@
 
 use vmlb_common::verdict::Reason;
 
-use crate::packets::frame::{between, tcp, udp};
+use crate::packets::frame::{Says, between, tcp, udp};
 use crate::packets::story::{At, BEHIND_ETH2, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{ETH1, ETH2, Net};
 
-use Expect::{Dropped, Sent, SentByTc};
+use Expect::{Expired, Sent, SentByTc};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
     vec![connection(net), datagrams(net), other_uplink(net), second_client(net), deferred(net), last_hop(net)]
@@ -114,8 +114,12 @@ fn last_hop(net: Net) -> Story {
     let mut story = Story::new("a packet whose hops are used up");
     let (client, frontend) = (net.client(0, 61006), net.node(30002));
     let syn = tcp(client, frontend).syn(1);
-    story.wire("TTL 1", syn.clone().ttl(1), Dropped(Reason::TTL_EXPIRED));
-    story.wire("TTL 0", syn.clone().ttl(0), Dropped(Reason::TTL_EXPIRED));
+    for (ttl, what) in [(1, "TTL 1"), (0, "TTL 0")] {
+        let last = syn.clone().ttl(ttl);
+        story.wire(what, last.clone(), Expired(last.refused(Says::TooLong)));
+    }
     story.wire("TTL 2", syn.clone().ttl(2), Sent(between(net.node(61006), net.pod(2), &syn).ttl(1), NODE2));
+    let answer = tcp(net.pod(2), net.node(61006)).syn(2).ack(2).ttl(1);
+    story.wire("an answer with TTL 1", answer.clone(), Expired(answer.refused(Says::TooLong)));
     story
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use vmlb_common::abi::Tunnel;
+use vmlb_common::abi::{Device, Tunnel};
 use vmlb_common::verdict::Reason;
 
 use crate::address::Family;
@@ -10,21 +10,23 @@ use crate::packets::frame::{Frame, Says, Shape, Wrapping, between, icmp, tcp, ud
 use crate::packets::story::{Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{ETH0, ETH1, Net, TUNNEL_PORT, neighbour, tag};
 
-use Expect::{Delivered, Dropped, DroppedBare, Passed, Sent, SentByTc, TooBig};
+use Expect::{Delivered, Dropped, DroppedBare, Expired, Passed, Sent, SentByTc, TooBig};
 
 /// The bit of a mark that says that the flow is proved.
 const PROVED: u16 = 0x8000;
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    let of_shape: [fn(Net, Shape) -> Story; 16] = [
+    let of_shape: [fn(Net, Shape) -> Story; 18] = [
         addressed_here,
         datagrams_addressed_here,
         backend_here,
         datagrams_to_a_backend_here,
         always_back,
+        segment_sizes,
         middle_of_a_flow,
         close_in_the_middle,
         other_nodes_port,
+        known_by_another_address,
         not_ours,
         unknown_targets,
         deferred,
@@ -106,13 +108,40 @@ fn addressed_here(net: Net, shape: Shape) -> Story {
         Sent(answer.clone().ttl(63), ROUTER),
     );
     let last = request.clone().ttl(1);
-    story.wire("no hops left", last, Dropped(Reason::TTL_EXPIRED));
+    story.wire("no hops left", last.clone(), Expired(last.refused(Says::TooLong)));
     story.wire("nor on the way back", answer.ttl(1).wrapped(ends.from(0)), DroppedBare(Reason::TTL_EXPIRED));
     let reset = tcp(frontend, client).at(5001).rst();
     story.wire("a reset", reset.clone().wrapped(ends.from(0)), Sent(reset.ttl(63), ROUTER));
     let again = tcp(client, frontend).syn(70_000);
     story.wire("a new connection of the same port", again.clone(), ends.carried(&again, 0));
     story.flows(1, 0);
+    story
+}
+
+fn known_by_another_address(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) =
+        begin("a node with several uplinks, known by the address of the other one", net, shape, 0);
+    let known = net.node_on_eth1(0).ip();
+    story.change("the cluster knows it by eth1's address", |world| {
+        let node = Device { flags: 0, ..world.records.devices[&ETH1] };
+        world.records.devices.insert(Device::NODE, node);
+    });
+    let (client, frontend) = (net.client(0, 40000), net.vip(30002));
+    let syn = tcp(client, frontend).syn(1000);
+    let carried = Wrapping { from: known, ..ends.to(mark_of(2)) };
+    story.wire("a request: from that address, by eth0", syn.clone(), {
+        Sent(syn.ttl(63).wrapped(carried), NODE2)
+    });
+    let (frontend, pod) = (net.vip(30001), net.pod(1));
+    let syn = tcp(client, frontend).syn(1000);
+    story.wire("a request from node2", syn.clone().wrapped(ends.from(mark_of(1))), {
+        Delivered(between(client, pod, &syn))
+    });
+    let answer = tcp(pod, client).syn(5000).ack(1001);
+    let back = Wrapping { from: known, ..ends.to(0) };
+    story.egress("its answer: from that address too", answer.clone(), {
+        Sent(between(frontend, client, &answer).wrapped(back), NODE2)
+    });
     story
 }
 
@@ -208,6 +237,29 @@ fn always_back(net: Net, shape: Shape) -> Story {
     story.egress("is answered by this node", answer.clone(), {
         Delivered(between(frontend, net.client(1, 40000), &answer))
     });
+    story
+}
+
+fn segment_sizes(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) = begin("segment sizes of connections by the tunnel", net, shape, 0);
+    let (client, frontend, pod) = (net.client(0, 40000), net.vip(30001), net.pod(1));
+    let size = |octets: u16| [2, 4, (octets >> 8) as u8, octets as u8];
+    let headers = if net.0 == Family::V4 { 40 } else { 60 };
+    let fitting = 1500 - headers - shape.overhead(client.ip());
+    let syn = tcp(client, frontend).syn(1000).ttl(63).options(&size(1460));
+    story.wire("a SYN from node2: as it came", syn.clone().wrapped(ends.from(mark_of(1))), {
+        Delivered(between(client, pod, &syn))
+    });
+    let answer = tcp(pod, client).syn(5000).ack(1001).options(&size(1460));
+    let fits = answer.clone().options(&size(fitting));
+    story.egress("its answer: what the client sends comes by the tunnel", answer, {
+        ends.back(between(frontend, client, &fits))
+    });
+    let syn = tcp(client, net.vip(30002)).syn(1000).options(&size(1460));
+    story.wire("a SYN to node2: what the VM sends goes to the client", syn.clone(), ends.carried(&syn, 0));
+    story.change("replies come back as requests went", move |world| world.tunnel(shape, 1));
+    let fits = syn.clone().options(&size(fitting));
+    story.wire("a SYN to node2: what the VM sends comes back by the tunnel", syn, ends.carried(&fits, 0));
     story
 }
 

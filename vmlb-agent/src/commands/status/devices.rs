@@ -42,6 +42,7 @@ pub(super) fn read(root: &PinRoot, state: Option<&State>) -> anyhow::Result<Vec<
     let mut devices: Vec<DeviceStatus> = map
         .all()?
         .into_iter()
+        .filter(|(ifindex, _)| *ifindex != Device::NODE)
         .map(|(ifindex, device)| {
             let told = told(ifindex);
             let (name, mode) = known.get(&ifindex).cloned().unwrap_or_else(|| {

@@ -177,6 +177,19 @@ fn the_internal_address_is_primary_also_on_a_loopback() {
 }
 
 #[test]
+fn the_tunnel_is_told_the_address_by_which_the_cluster_knows_the_node() {
+    let told = |internal: &[IpAddr]| {
+        let facts = facts(&node(), &BTreeMap::from([(2, uplink())]), &fresh(), internal);
+        facts.devices.get(&Device::NODE).map(|node| snat_addresses(node).collect::<Vec<_>>())
+    };
+    assert_eq!(told(&[]), None);
+    assert_eq!(told(&[ip("203.0.113.9")]), None, "an address that the node does not have");
+    assert_eq!(told(&[ip("198.51.100.1"), ip("192.0.2.1")]), Some(vec![ip("198.51.100.1")]));
+    let both = [ip("2001:db8::1"), ip("10.255.0.1")];
+    assert_eq!(told(&both), Some(vec![ip("10.255.0.1"), ip("2001:db8::1")]));
+}
+
+#[test]
 fn without_a_node_object_the_first_uplinks_first_address_is_primary() {
     let crossings = BTreeMap::from([(2, uplink()), (3, uplink())]);
     let facts = facts(&node(), &crossings, &Snat::default(), &[]);
