@@ -6,10 +6,8 @@ use std::fmt::Debug;
 use vmlb_common::abi::{Carried, CarriedKey, Carrier, names};
 
 use crate::bpf::{PinnedMap, Plain};
-use crate::interface::Interfaces;
 use crate::interface::Link;
-use crate::interface::footing::{self, Footing};
-use crate::interface::offloads;
+use crate::interface::footing::Footing;
 use crate::pins::PinRoot;
 
 /// Both maps, and what is in them.
