@@ -11,7 +11,7 @@ use crate::capture::{self, Capture};
 use crate::cluster::Cluster;
 use crate::feature::Feature;
 use crate::topology::{Attachment, Node, Topology};
-use crate::{pass, requests, servers};
+use crate::{pass, probe, requests, servers};
 
 /// What the node's addresses are on, in place of `eth0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,8 +192,12 @@ pub fn device(cluster: &Cluster, name: &str) -> Result<Value> {
 /// Everything that clients ask of the first node's own VM and of the other's is served, with right sums, by XDP: the
 /// stack's taps do not see what goes on to the other node.
 pub fn serves(cluster: &Cluster, of: Shape) -> Result<()> {
+    // The agent tells the commands a moment after it serves.
+    probe::wait("XDP where it belongs", requests::PATIENCE, || {
+        let uplink = device(cluster, of.uplink())?;
+        Ok(uplink["mode"] == "xdp" && uplink["on"].as_str() == of.on())
+    })?;
     let uplink = device(cluster, of.uplink())?;
-    ensure!(uplink["mode"] == "xdp" && uplink["on"].as_str() == of.on(), "{uplink}");
     let arriving = Capture::start(cluster.client())?;
     for family in Family::ALL {
         let client = cluster.topology.clients[0].addresses.of(family);

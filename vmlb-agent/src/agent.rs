@@ -103,7 +103,8 @@ impl Agent {
         let settings = put_settings(&root, options, &source.node, &choice.ranges, tunnel)?;
         let inheritance = Inheritance::open(&root, &choice.ranges)?;
         let method = if options.clsact { TcMethod::Clsact } else { TcMethod::Tcx };
-        let mut network = Network::start(&root, method, options.devices.clone()).await?;
+        let mut network =
+            Network::start(&root, method, options.devices.clone(), options.local_delivery).await?;
         let publisher = Publisher::start(&root, options, &source, choice.advice)?;
         let tables = PinnedTables::open(&root)?;
         let snat = snat(choice.ranges, &tables, tunnel)?;

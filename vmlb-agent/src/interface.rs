@@ -18,7 +18,10 @@ use rtnetlink::packet_route::route::RouteFlags;
 pub mod features;
 pub mod flag;
 pub mod footing;
+pub mod hooks;
 pub mod offloads;
+pub mod policy;
+pub mod straight;
 pub mod uplinks;
 pub mod watch;
 

@@ -326,10 +326,12 @@ impl DeviceFlags {
     pub const POD_SIDE: u32 = 4;
     /// Any device will do, also one that is not ours; in no map.
     pub const ANY: u32 = 0;
+    /// Of an uplink: flows to this node's pods may be handed straight to their devices. Of a pods' device: those of its pods are.
+    pub const DIRECT: u32 = 16;
     /// Its driver gives XDP no metadata. Set by the XDP program when it finds out; the agent moves the device to TC.
     pub const NO_METADATA: u32 = 8;
     /// Another device carries it, out of which XDP can send: the carrier's program puts its tags on ([`Carrier`]).
-    pub const CARRIED: u32 = 16;
+    pub const CARRIED: u32 = 32;
 }
 
 /// Key of map `carried`: a device on the wire, and the tags of a frame there. A tag is its TPID in the upper half and its VLAN
@@ -790,12 +792,22 @@ impl Delivery {
     pub const KEPT: Self = Self(1);
     /// DNAT and SNAT: to another node (DESIGN way 4), or into the pod's host-side device, and reversed there.
     pub const SNAT: Self = Self(2);
+    /// DNAT, source kept, while the backend is on this node: into the pod's host-side device, and reversed there, past the stack
+    /// in both directions. Where the backend has moved away, as [`Delivery::KEPT`].
+    pub const PEER: Self = Self(3);
+
+    /// Whether the backend sees the client's address.
+    #[inline(always)]
+    pub const fn keeps_source(self) -> bool {
+        self.0 == Self::KEPT.0 || self.0 == Self::PEER.0
+    }
 
     /// The word `vmlb flows` prints.
     pub const fn name(self) -> &'static str {
         match self {
             Self::KEPT => "kept",
             Self::SNAT => "snat",
+            Self::PEER => "peer",
             _ => "?",
         }
     }

@@ -29,6 +29,7 @@
 //! | 4 | to a frontend, backend elsewhere | DNAT and SNAT, sent by the FIB's next hop ([`abi::Delivery::SNAT`]) | XDP |
 //! | 5 | reply of 4 | both undone, sent to the client | XDP |
 //! | – | to a frontend, backend here, but its reply would miss our egress program | DNAT and SNAT into the pod's device ([`abi::Delivery::SNAT`]), undone at that device's TC ingress | TC |
+//! | – | to a frontend, backend here, where the operator wants it | DNAT, source kept, into the pod's device past the stack ([`abi::Delivery::PEER`]), reversed at that device's TC ingress | TC |
 //! | 6 | to a frontend, source kept, backend elsewhere | wrapped as it came, to the backend's node; there unwrapped and as 2, the first reply wrapped and back, later ones as 3 | XDP, TC |
 //! | 7 | ICMP error that quotes a flow's packet | both translated, so that each end learns of what it sent itself | XDP, TC |
 //! | 9 | frontend without a usable backend | dropped where policy Local says so, else answered: RST, port unreachable | XDP |

@@ -13,6 +13,7 @@ mod hops;
 mod local;
 mod malformed;
 mod migration;
+mod peer;
 mod proof;
 mod remote;
 mod snat;
@@ -21,7 +22,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 15] = [
+    let subjects: [fn(Net) -> Vec<Story>; 16] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -37,6 +38,7 @@ pub fn all(net: Net) -> Vec<Story> {
         migration::stories,
         tunnel::stories,
         clamp::stories,
+        peer::stories,
     ];
     subjects.into_iter().flat_map(|subject| subject(net)).collect()
 }

@@ -46,6 +46,7 @@ impl Maps {
             timeouts: Timeouts::DEFAULT,
             reject_rate: 1000,
             tunnel: Tunnel::default(),
+            clamp_mss: vmlb_common::abi::ClampMss::AUTO,
             probe_port: 0,
             hz: vmlb_agent::settings::hz()?,
         };

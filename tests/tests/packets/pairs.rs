@@ -115,7 +115,7 @@ fn answer<F: HostFamily>(host: &mut Host, random: &mut Random) {
     let frame = if is_udp { udp(pod, peer) } else { shape(tcp(pod, peer), random) };
     let (hook, device) = match reply.delivery {
         Delivery::KEPT => (Hook::Egress, ETH0),
-        Delivery::SNAT if backend.flags & BackendFlags::LOCAL != 0 => (Hook::Pod, POD1),
+        Delivery::SNAT | Delivery::PEER if backend.flags & BackendFlags::LOCAL != 0 => (Hook::Pod, POD1),
         _ => (Hook::Xdp, ETH0),
     };
     host.receive(hook, device, &frame.octets());

@@ -216,14 +216,14 @@ fn ends(world: &World, net: Net, random: &mut Random) -> Ends {
     let here = [1, 8, 9].contains(&backend);
     let delivery = match random.below(10) {
         0 => Delivery(random.octet() % 5),
-        1..=3 if here => Delivery::SNAT,
+        1..=3 if here => random.pick(&[Delivery::SNAT, Delivery::PEER]),
         _ if here => Delivery::KEPT,
         _ if world.records.settings.tunnel.shape != 0 && !random.once_in(4) => Delivery::KEPT,
         _ => Delivery::SNAT,
     };
     let snat = random.pick(&[61000, 61001, 61002, 61003]);
     let peer = match (delivery, backend) {
-        (Delivery::KEPT, _) => client,
+        (Delivery::KEPT | Delivery::PEER, _) => client,
         (_, 4) => net.node_on_eth1(snat),
         (_, 5) => net.node_on_eth2(snat),
         _ => net.node(snat),
@@ -503,8 +503,8 @@ fn about(frame: Frame, net: Net, random: &mut Random) -> Frame {
 fn fits(hook: Hook, delivery: Delivery) -> bool {
     match hook {
         Hook::Xdp | Hook::Carrier | Hook::Ingress => true,
-        Hook::Egress => delivery == Delivery::KEPT,
-        Hook::Pod => delivery == Delivery::SNAT,
+        Hook::Egress => delivery.keeps_source(),
+        Hook::Pod => delivery != Delivery::KEPT,
     }
 }
 

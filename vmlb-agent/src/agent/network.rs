@@ -17,6 +17,7 @@ use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
 use crate::interface::footing::{Footing, hidden_tags};
+use crate::interface::straight::{LocalDelivery, Straight};
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
@@ -63,6 +64,7 @@ pub struct Network {
     idle: BTreeSet<String>,
     without_metadata: WithoutMetadata,
     pods: PodSides,
+    straight: Straight,
     /// To backends. Those of one node share a route, and most nodes are the others.
     routes: HashMap<IpAddr, Option<Arc<Route>>>,
     default_routes: Option<Vec<Route>>,
@@ -80,7 +82,12 @@ impl Network {
     ///
     /// # Errors
     /// When netlink does not work.
-    pub async fn start(root: &PinRoot, method: TcMethod, flags: Vec<DeviceFlag>) -> anyhow::Result<Self> {
+    pub async fn start(
+        root: &PinRoot,
+        method: TcMethod,
+        flags: Vec<DeviceFlag>,
+        local_delivery: LocalDelivery,
+    ) -> anyhow::Result<Self> {
         let netlink = Netlink::connect()?;
         let interfaces = netlink.dump().await?;
         let neighbours = Neighbours::adopt(netlink.handle().clone(), pinned::neighbours(root)?)?;
@@ -96,6 +103,7 @@ impl Network {
             idle: BTreeSet::new(),
             without_metadata: WithoutMetadata::default(),
             pods: PodSides::default(),
+            straight: Straight::new(local_delivery),
             routes: HashMap::new(),
             default_routes: None,
             backends: Arc::default(),
@@ -202,6 +210,7 @@ impl Network {
         }
         let hops = self.cross(&mut crossings);
         self.pods.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
+        self.straight.judge(&self.netlink, &self.interfaces, &mut crossings).await;
         for (ifindex, crossing) in &mut crossings {
             let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
             if self.features.can_transmit(*ifindex, name) {
@@ -460,7 +469,11 @@ impl Network {
             reason: attached.uplink.reason.clone(),
             on: on(&self.interfaces, *ifindex, attached),
         });
-        uplinks.chain(self.pods.devices()).collect()
+        let pods = self.pods.devices().map(|device| DeviceState {
+            reason: self.straight.refusal(device.ifindex).map(str::to_owned),
+            ..device
+        });
+        uplinks.chain(pods).collect()
     }
 }
 

@@ -9,6 +9,7 @@ use vmlb_common::abi::PortRange;
 use super::source::SourceFlags;
 use crate::http;
 use crate::interface::flag::DeviceFlag;
+use crate::interface::straight::LocalDelivery;
 use crate::loader::Sizes;
 use crate::logging;
 use crate::pins::DEFAULT_ROOT;
@@ -51,6 +52,11 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
     pub tunnel: TunnelFlags,
+    /// How packets reach VMs of this node whose client's address is kept: by the node's stack, or straight into the pod's device
+    /// and back past it, which no rule of netfilter and no CNI's program there sees. `peer` leaves those pods to the stack where
+    /// such rules or programs of others are found, `peer-forced` does not look. Flows keep what they began with
+    #[arg(long, value_enum, value_name = "stack|peer|peer-forced", default_value_t)]
+    pub local_delivery: LocalDelivery,
     /// What TCP's maximum segment size is lowered to in SYN and SYN-ACK, never raised: what fits the tunnel or the way that vmlb
     /// sends them by (auto), these octets if they are fewer, or nothing
     #[arg(long, value_name = "auto|off|OCTETS", default_value_t)]

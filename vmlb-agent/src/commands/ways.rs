@@ -53,7 +53,7 @@ pub(super) fn way(delivery: Delivery, place: Option<&Place>) -> &'static str {
     match (delivery, place) {
         (_, None) => "none",
         (Delivery::KEPT, Some(Place { is_here: true, .. })) => "stack",
-        (Delivery::KEPT, Some(_)) => "tunnel",
+        (Delivery::KEPT | Delivery::PEER, Some(Place { is_here: false, .. })) => "tunnel",
         (_, Some(Place { is_here: true, .. })) => "device",
         (_, Some(_)) => "uplink",
     }
@@ -120,6 +120,7 @@ mod tests {
         let place = |is_here| Place { address: IpAddr::from([10, 0, 0, 1]), is_here };
         let told = |delivery| [true, false].map(|is_here| way(delivery, Some(&place(is_here))));
         assert_eq!(told(Delivery::KEPT), ["stack", "tunnel"]);
+        assert_eq!(told(Delivery::PEER), ["device", "tunnel"]);
         assert_eq!(told(Delivery::SNAT), ["device", "uplink"]);
         assert_eq!(way(Delivery::KEPT, None), "none");
     }

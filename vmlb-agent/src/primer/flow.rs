@@ -106,7 +106,7 @@ impl Established {
         let is_v4 = self.client.is_ipv4();
         let way = ways.iter().find(|way| way.endpoint.address.is_ipv4() == is_v4).ok_or(Without::Family)?;
         let target = SocketAddr::new(way.endpoint.address, self.target_port);
-        if self.delivery == Delivery::KEPT && !way.endpoint.is_local {
+        if self.delivery.keeps_source() && !way.endpoint.is_local {
             return self.tunnelled(way, tag, tunnel);
         }
         let ttl = if self.protocol == Protocol::UDP { way.hops.ok_or(Without::Hops)? } else { TTL };

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Context;
 use vmlb_common::abi::{
-    Backend, BackendFlags, BackendName, Delivery, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
+    Backend, BackendFlags, BackendName, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
     NeighbourKey, Pod, RangeKey, Service, ServiceName, TagKey, Target, TargetKey, Turn, names,
 };
 use vmlb_common::family::{Address4, Address6};
@@ -63,7 +63,7 @@ pub struct SnatInFlows {
 impl SnatInFlows {
     fn take<A>(&mut self, flow: &Flow<A>, peer: impl Into<IpAddr>) {
         // What the stack delivers keeps the client's address.
-        if flow.delivery != Delivery::KEPT {
+        if !flow.delivery.keeps_source() {
             self.ports.insert(flow.peer_port);
             self.addresses.insert(peer.into());
         }

@@ -192,13 +192,16 @@ fn request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let destination = End { address: &backend.address, port: flow.target_port };
     let addresses = Delta::from_folded(flow.address_sum).with(backend.address.sum());
     let source = End { address: &flow.peer, port: flow.peer_port };
-    let verdict = if flow.delivery == Delivery::KEPT && !is_here {
+    // What another node's tunnel brings goes through the stack: behind XDP nobody would know that it was wrapped.
+    let by_stack =
+        flow.delivery == Delivery::KEPT || origin == Origin::TUNNEL && flow.delivery == Delivery::PEER;
+    let verdict = if flow.delivery.keeps_source() && !is_here {
         kernel.with_parcel(|parcel| {
             parcel.backend = flow.backend;
             parcel.mark = if stage == Stage::Established { PROVED } else { 0 };
         });
         Verdict::CARRY
-    } else if flow.delivery == Delivery::KEPT {
+    } else if by_stack {
         // The source's address stays; its port too, unless another frontend's flow has it.
         let verdict =
             translate::<F, P>(packet, transport.protocol, &source, &destination, addresses, Hops::Kept);

@@ -105,7 +105,7 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
     if delivery == Delivery::KEPT && is_here {
         return rewrite.deliver::<P>(packet, quoted.protocol).number();
     }
-    if delivery == Delivery::KEPT {
+    if delivery.keeps_source() && !is_here {
         kernel.with_parcel(|parcel| {
             parcel.backend = id;
             parcel.mark = super::tunnel::PROVED;
@@ -115,8 +115,10 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
     if is_here && P::SENDING == Sending::Frames {
         return Verdict::defer(Reason::POD_DEVICE).number();
     }
-    // The pod's node need not believe that its sender is on this way.
-    rewrite.from = Some(&peer);
+    if delivery != Delivery::PEER {
+        // The pod's node need not believe that its sender is on this way.
+        rewrite.from = Some(&peer);
+    }
     let wanted = if is_here { DeviceFlags::POD_SIDE } else { DeviceFlags::UPLINK };
     let version = version(backend, side(kernel, id));
     rewrite.send(packet, kernel, quoted.protocol, version, slot, wanted).number()
@@ -150,7 +152,7 @@ pub(super) fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     let Some((live, pod)) = find::<F, P, K>(packet, kernel, &quoted) else {
         return Verdict::PASS.number();
     };
-    if live.delivery() != Delivery::KEPT {
+    if !live.delivery().keeps_source() {
         return Verdict::PASS.number();
     }
     if !is_at::<F, K>(kernel, &pod) {
@@ -171,7 +173,7 @@ pub(super) fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     rewrite.deliver::<P>(packet, quoted.protocol).number()
 }
 
-/// About a request that we sent to a pod with SNAT: on to the client, from the frontend.
+/// About a request that we sent to a pod with SNAT, or past the stack: on to the client, from the frontend.
 #[inline(always)]
 fn about_request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
@@ -181,7 +183,7 @@ fn about_request<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let Some((live, pod)) = find::<F, P, K>(packet, kernel, quoted) else {
         return Verdict::PASS;
     };
-    if live.delivery() != Delivery::SNAT {
+    if live.delivery() == Delivery::KEPT {
         return Verdict::PASS;
     }
     if !is_at::<F, K>(kernel, &pod) {

@@ -106,10 +106,13 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if verdict.is_final() {
         return verdict.number();
     }
+    if is_here && !is_carried && flow.delivery == Delivery::KEPT {
+        straighten::<F, P, K>(packet, kernel, backend, flow, reply);
+    }
     reply.delivery = flow.delivery;
     flow.address_sum = address_delta(&reply.flow.client, &reply.flow.frontend, &flow.peer).fold();
     reply.address_sum = flow.address_sum;
-    let keeps_port = flow.delivery == Delivery::KEPT && keep_port(kernel, flow, reply);
+    let keeps_port = flow.delivery.keeps_source() && keep_port(kernel, flow, reply);
     if !keeps_port && !snat::reserve_port(kernel, hash, flow, reply) {
         return Verdict::reject(Reason::SNAT_EXHAUSTED).number();
     }
@@ -229,6 +232,30 @@ fn deliver<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::drop(Reason::SOURCE_NOT_KEPT).number();
     }
     elsewhere(packet, kernel, backend, flow, reply).number()
+}
+
+/// Past the stack instead of through it, where that is wanted and the pod's device may be handed packets. Not within
+/// [`deliver`]: the chain of calls would be too deep.
+#[inline(never)]
+fn straighten<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    backend: &Backend<F::Address>,
+    flow: &mut Flow<F::Address>,
+    reply: &Reply<F::Address>,
+) -> u32 {
+    const STRAIGHT: u32 = DeviceFlags::POD_SIDE | DeviceFlags::DIRECT;
+    if device_flags(kernel, packet.ifindex()) & DeviceFlags::DIRECT == 0 {
+        return 0;
+    }
+    let there =
+        Query { source: &reply.flow.client, destination: &backend.address, protocol: reply.flow.protocol };
+    // What is no device has no flags.
+    let ifindex = leaves_by::<F, P, K>(packet, kernel, &there);
+    if device_flags(kernel, ifindex) & STRAIGHT == STRAIGHT {
+        flow.delivery = Delivery::PEER;
+    }
+    0
 }
 
 /// A backend on this node: by the stack with the client's address kept, if replies to the client will meet our egress

@@ -20,13 +20,13 @@ use super::tunnel;
 /// From another node, to an address we SNATed from (way 5).
 #[inline(never)]
 pub(super) fn remote<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
-    reversed::<F, P, K>(packet, kernel).number()
+    reversed::<F, P, K>(packet, kernel, Delivery::SNAT).number()
 }
 
-/// From a pod of this node, to an address we SNATed from.
+/// From a pod of this node, to an address we SNATed from, or to a client whose requests went past the stack.
 #[inline(never)]
 pub(super) fn through_device<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
-    reversed::<F, P, K>(packet, kernel).number()
+    reversed::<F, P, K>(packet, kernel, Delivery::PEER).number()
 }
 
 /// From a pod of this node, through the stack, on the way out to the client (way 3).
@@ -38,7 +38,7 @@ pub(super) fn through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet:
     let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
         return Verdict::PASS.number();
     };
-    if found.live.delivery() != Delivery::KEPT {
+    if !found.live.delivery().keeps_source() {
         return Verdict::PASS.number();
     }
     let verdict = found.sighted(kernel, &transport);
@@ -171,16 +171,20 @@ fn is_anothers<F: Family, K: Kernel + Tables<F>>(kernel: &K, pod: &Pod, address:
     }
 }
 
-/// Both rewrites undone, and out to the client.
+/// The rewrites of this delivery, or of SNAT, undone, and out to the client.
 #[inline(always)]
-fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+fn reversed<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    delivery: Delivery,
+) -> Verdict {
     let Some(transport) = Transport::read::<F, P>(packet) else {
         return Verdict::drop(Reason::MALFORMED);
     };
     let Some(found) = find::<F, P, K>(packet, kernel, &transport) else {
         return unmatched::<F, P, K>(packet, kernel, &transport);
     };
-    if found.live.delivery() != Delivery::SNAT {
+    if found.live.delivery() != delivery && found.live.delivery() != Delivery::SNAT {
         return Verdict::PASS;
     }
     let verdict = found.sighted(kernel, &transport);

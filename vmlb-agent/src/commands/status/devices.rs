@@ -71,6 +71,7 @@ fn flags(bits: u32) -> Vec<&'static str> {
         (DeviceFlags::UPLINK, "uplink"),
         (DeviceFlags::XDP_TRANSMIT, "xdp-transmit"),
         (DeviceFlags::POD_SIDE, "pod-side"),
+        (DeviceFlags::DIRECT, "direct"),
         (DeviceFlags::NO_METADATA, "no-metadata"),
         (DeviceFlags::CARRIED, "carried"),
     ];

@@ -19,7 +19,14 @@ use crate::pins::{Hook, PinRoot};
 /// Of our filters: behind those of a CNI that wants to be first (Cilium takes 1), before those of nobody in particular.
 const PRIORITY: u16 = 10;
 /// Of our filters: `vm`, as a number that no automatic choice gives.
-const HANDLE: TcHandle = TcHandle::new(0, 0x766d);
+const HANDLE: TcHandle = TcHandle::new(0, NUMBER);
+const NUMBER: u16 = 0x766d;
+
+/// Whether a filter of this priority and handle is ours; a dump also has each priority's head, whose handle is 0.
+#[must_use]
+pub const fn is_ours(priority: u32, handle: u16) -> bool {
+    priority == PRIORITY as u32 && (handle == NUMBER || handle == 0)
+}
 
 const fn direction(hook: Hook) -> TcAttachType {
     match hook {
