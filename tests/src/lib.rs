@@ -25,6 +25,7 @@ pub mod deploy;
 pub mod feature;
 pub mod kube_proxy;
 pub mod lab;
+pub mod layer2;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;

@@ -1,6 +1,7 @@
 //! Conversations that have to outlive what a test does meanwhile.
 
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
@@ -29,19 +30,53 @@ impl Talk {
             let echo = cluster.frontend(service, servers::ECHO, node, family)?;
             let low = number / 4 % 2 == 0;
             if number < tcp {
-                let mut conversation =
-                    cluster.client().run(|| connect(lines, low).and_then(Conversation::over))?;
-                let pod = conversation.ask("first")?;
-                talk.conversations.push((conversation, pod));
+                talk.converse(cluster.client().run(|| connect(lines, low).and_then(Conversation::over))?)?;
             }
             if number < udp {
-                let socket = cluster.client().run(|| datagrams(echo, low))?;
-                let (pod, client) = requests::who(&socket)?;
-                requests::who(&socket)?;
-                talk.datagrams.push((socket, pod, client));
+                talk.exchange(cluster.client().run(|| datagrams(echo, low))?)?;
             }
         }
         Ok(talk)
+    }
+
+    /// Opens so many of TCP and of UDP to each of these Services, by each family, through each of these nodes.
+    pub fn with_each(
+        cluster: &Cluster,
+        services: &[&str],
+        nodes: Range<usize>,
+        tcp: usize,
+        udp: usize,
+    ) -> Result<Self> {
+        let mut talk = Self { conversations: Vec::new(), datagrams: Vec::new() };
+        for (family, service) in
+            Family::ALL.into_iter().flat_map(|family| services.iter().map(move |service| (family, service)))
+        {
+            for node in nodes.clone() {
+                let lines = cluster.frontend(service, servers::LINES, node, family)?;
+                let echo = cluster.frontend(service, servers::ECHO, node, family)?;
+                for _ in 0..tcp {
+                    talk.converse(cluster.client().run(|| Conversation::open(lines))?)?;
+                }
+                for _ in 0..udp {
+                    talk.exchange(cluster.client().run(|| requests::datagrams(echo))?)?;
+                }
+            }
+        }
+        Ok(talk)
+    }
+
+    fn converse(&mut self, mut conversation: Conversation) -> Result<()> {
+        let pod = conversation.ask("first")?;
+        self.conversations.push((conversation, pod));
+        Ok(())
+    }
+
+    fn exchange(&mut self, socket: UdpSocket) -> Result<()> {
+        let (pod, client) = requests::who(&socket)?;
+        // The second datagram proves the flow.
+        requests::who(&socket)?;
+        self.datagrams.push((socket, pod, client));
+        Ok(())
     }
 
     /// Asks on every connection; the same pods have to answer, and to see the same client.

@@ -15,8 +15,9 @@ use vmlb_tests::agent::{Agent, Flags};
 use vmlb_tests::cluster::Cluster;
 use vmlb_tests::counters;
 use vmlb_tests::namespace::{self, Namespace};
-use vmlb_tests::requests::{self, Conversation};
+use vmlb_tests::requests;
 use vmlb_tests::skip::unless_unable;
+use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
 use vmlb_tests::{load, maps, servers};
 
@@ -55,7 +56,7 @@ fn flows_live_on_in_maps_of_another_size() {
         for method in [&[][..], &["--clsact"]] {
             let flags = |sizes: &[&str]| Flags::with(&[sizes, method].concat());
             let mut cluster = Cluster::serving(Attachment::Routed, &flags(&[]))?;
-            let mut talk = Talk::open(&cluster, 10)?;
+            let mut talk = talk(&cluster, 10)?;
             let client = Namespace::open(cluster.client().name())?;
             let frontend = cluster.frontend("both", servers::HTTP, 0, Family::V4)?;
             let bulk = cluster.frontend("second", servers::BULK, 0, Family::V4)?;
@@ -84,7 +85,7 @@ fn flows_live_on_in_maps_of_another_size() {
 fn maps_too_small_for_what_is_in_use_are_refused() {
     unless_unable("maps_too_small_for_what_is_in_use_are_refused", || {
         let mut cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
-        let mut talk = Talk::open(&cluster, 20)?;
+        let mut talk = talk(&cluster, 20)?;
         for agent in &mut cluster.agents {
             agent.take().context("an agent")?.stop()?;
         }
@@ -122,7 +123,7 @@ fn an_agent_killed_at_any_moment_of_its_start_leaves_what_the_next_repairs() {
             }
         }
         cluster.start_agents(&Flags::default())?;
-        let mut talk = Talk::open(&cluster, 5)?;
+        let mut talk = talk(&cluster, 5)?;
         let sizes = [&LARGER[..], &[], &SMALLER];
         for part in 1..=16_u32 {
             for agent in &mut cluster.agents {
@@ -225,7 +226,7 @@ fn receive_numbers(socket: &UdpSocket) -> u64 {
 fn flags_may_change_between_runs_without_cutting_a_connection() {
     unless_unable("flags_may_change_between_runs_without_cutting_a_connection", || {
         let mut cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
-        let mut talk = Talk::open(&cluster, 10)?;
+        let mut talk = talk(&cluster, 10)?;
         let runs = [
             Flags::with(&["--snat-ports", "20000-24999,62000-63999", "--timeout", "tcp=4000s,udp=60s"]),
             Flags { device: "eth0=tc".to_owned(), ..Flags::default() },
@@ -253,7 +254,7 @@ fn flags_may_change_between_runs_without_cutting_a_connection() {
 fn maps_of_another_version_are_refused_and_left_alone() {
     unless_unable("maps_of_another_version_are_refused_and_left_alone", || {
         let mut cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
-        let mut talk = Talk::open(&cluster, 3)?;
+        let mut talk = talk(&cluster, 3)?;
         cluster.agents[0].take().context("an agent")?.stop()?;
         let node = &cluster.topology.nodes[0];
         let mut settings = SettingsMap::open(&PinRoot::new(&node.pin_root))?;
@@ -296,49 +297,9 @@ fn a_second_agent_is_refused_and_told_of_the_first() {
     });
 }
 
-/// Connections that have to live through whatever a test does.
-struct Talk {
-    conversations: Vec<(Conversation, String)>,
-    datagrams: Vec<(UdpSocket, String)>,
-}
-
-impl Talk {
-    /// Opens so many of TCP, and a third as many of UDP, to each node by each family.
-    fn open(cluster: &Cluster, each: usize) -> Result<Self> {
-        let mut talk = Self { conversations: Vec::new(), datagrams: Vec::new() };
-        for family in Family::ALL {
-            for node in 0..2 {
-                let lines = cluster.frontend("both", servers::LINES, node, family)?;
-                let echo = cluster.frontend("both", servers::ECHO, node, family)?;
-                for _ in 0..each {
-                    let mut conversation = cluster.client().run(|| Conversation::open(lines))?;
-                    let pod = conversation.ask("first")?;
-                    talk.conversations.push((conversation, pod));
-                }
-                for _ in 0..each.div_ceil(3) {
-                    let socket = cluster.client().run(|| requests::datagrams(echo))?;
-                    let (pod, _) = requests::who(&socket)?;
-                    // The second datagram proves the flow.
-                    requests::who(&socket)?;
-                    talk.datagrams.push((socket, pod));
-                }
-            }
-        }
-        Ok(talk)
-    }
-
-    /// Asks on every connection; the same pods have to answer.
-    fn go_on(&mut self) -> Result<()> {
-        for (conversation, pod) in &mut self.conversations {
-            let found = conversation.ask("again")?;
-            ensure!(found == *pod, "a connection moved from {pod} to {found}");
-        }
-        for (socket, pod) in &self.datagrams {
-            let (found, _) = requests::who(socket)?;
-            ensure!(found == *pod, "a UDP flow moved from {pod} to {found}");
-        }
-        Ok(())
-    }
+/// Three times as many of TCP as of UDP, to each node by each family.
+fn talk(cluster: &Cluster, each: usize) -> Result<Talk> {
+    Talk::with_each(cluster, &["both"], 0..2, each, each.div_ceil(3))
 }
 
 fn restart(cluster: &mut Cluster, flags: &Flags) -> Result<()> {

@@ -11,9 +11,10 @@ use vmlb_common::abi::{Device, DeviceFlags, names};
 use vmlb_tests::address::{self, Family};
 use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
-use vmlb_tests::requests::{self, Conversation};
+use vmlb_tests::requests;
 use vmlb_tests::servers;
 use vmlb_tests::skip::unless_unable;
+use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
 
 fn device(name: &str) -> Flags {
@@ -100,15 +101,7 @@ fn a_driver_without_metadata_is_moved_to_tc_for_good_under_connections() {
     unless_unable("a_driver_without_metadata_is_moved_to_tc_for_good_under_connections", || {
         let flags = Flags::with(&["--sweep-interval", "500ms"]);
         let mut cluster = Cluster::serving(Attachment::Routed, &flags)?;
-        let mut conversations = Vec::new();
-        for family in Family::ALL {
-            for service in ["first", "second"] {
-                let lines = cluster.frontend(service, servers::LINES, 0, family)?;
-                let mut conversation = cluster.client().run(|| Conversation::open(lines))?;
-                conversation.ask("by XDP")?;
-                conversations.push(conversation);
-            }
-        }
+        let mut talk = Talk::with_each(&cluster, &["first", "second"], 0..1, 1, 0).context("by XDP")?;
         // No driver here is without: this is what the XDP program writes on one that is.
         let devices: PinnedMap<u32, Device> =
             PinnedMap::open(&PinRoot::new(&cluster.topology.nodes[0].pin_root), names::DEVICES)?;
@@ -117,9 +110,7 @@ fn a_driver_without_metadata_is_moved_to_tc_for_good_under_connections() {
         let device = devices.get(&ifindex)?.context("the uplink's entry")?;
         devices.put(&ifindex, &Device { flags: device.flags | DeviceFlags::NO_METADATA, ..device })?;
         wait_for(&cluster.topology.nodes[0], "eth0", "tc", "no metadata")?;
-        for conversation in &mut conversations {
-            conversation.ask("by TC")?;
-        }
+        talk.go_on().context("by TC")?;
         serves(&cluster, 0)?;
         // The next agent need not find out by dropping packets.
         cluster.agents[0].take().context("an agent")?.kill()?;
@@ -128,9 +119,7 @@ fn a_driver_without_metadata_is_moved_to_tc_for_good_under_connections() {
         wait_for(&cluster.topology.nodes[0], "eth0", "tc", "no metadata")?;
         let said = cluster.agents[0].as_ref().context("an agent")?.said();
         ensure!(!said.contains("uplink by xdp"), "{said}");
-        for conversation in &mut conversations {
-            conversation.ask("by TC, again")?;
-        }
+        talk.go_on().context("by TC, again")?;
         serves(&cluster, 0)
     });
 }

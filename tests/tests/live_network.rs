@@ -15,10 +15,11 @@ use vmlb_tests::maps;
 use vmlb_tests::namespace::Namespace;
 use vmlb_tests::pass;
 use vmlb_tests::pod::Workload;
-use vmlb_tests::requests::{self, Conversation};
+use vmlb_tests::requests;
 use vmlb_tests::servers;
 use vmlb_tests::service::Service;
 use vmlb_tests::skip::{self, unless_unable};
+use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
 
 /// What an address may take from the moment it is there until its node ports are served.
@@ -96,14 +97,14 @@ fn another_address_on_an_uplink_cuts_no_flow_and_moves_no_snat_address() {
         }
         cluster.start_agents(&flags)?;
         let own = Family::ALL.map(|family| cluster.topology.nodes[0].addresses.of(family).to_string());
-        let mut conversations = talk(&cluster)?;
+        let mut talk = talk(&cluster)?;
         let node = &cluster.topology.nodes[0].namespace;
         // Of one network, IPv4 would take it for a secondary one.
         node.ip("addr add 172.18.0.77/32 dev eth0\naddr add fd00:18::77/64 dev eth0 nodad\n")?;
         let listed =
             node.output("ip", &["-6", "-oneline", "address", "show", "dev", "eth0", "scope", "global"])?;
         ensure!(listed.lines().next().is_some_and(|first| first.contains("fd00:18::77")), "{listed}");
-        past_a_review_and_a_restart(&mut cluster, &flags, &mut conversations)?;
+        past_a_review_and_a_restart(&mut cluster, &flags, &mut talk)?;
         ensure!(snat_addresses(&cluster)? == own, "SNAT takes {:?}", snat_addresses(&cluster)?);
 
         // Deprecated, the old ones take no new flows, and their flows go on.
@@ -113,25 +114,21 @@ fn another_address_on_an_uplink_cuts_no_flow_and_moves_no_snat_address() {
         ))?;
         let others = ["172.18.0.77", "fd00:18::77"];
         wait(SECOND * 2, || Ok(snat_addresses(&cluster)? == others)).context("deprecated addresses")?;
-        past_a_review_and_a_restart(&mut cluster, &flags, &mut conversations)?;
+        past_a_review_and_a_restart(&mut cluster, &flags, &mut talk)?;
         ensure!(snat_addresses(&cluster)? == others, "SNAT takes {:?}", snat_addresses(&cluster)?);
         serves(&cluster, 0)
     });
 }
 
 /// Conversations and new connections while the first node's agent looks at its network again, is stopped and started.
-fn past_a_review_and_a_restart(
-    cluster: &mut Cluster,
-    flags: &Flags,
-    conversations: &mut [Conversation],
-) -> Result<()> {
+fn past_a_review_and_a_restart(cluster: &mut Cluster, flags: &Flags, talk: &mut Talk) -> Result<()> {
     thread::sleep(SECOND * 2);
-    go_on(conversations).context("after a review")?;
+    talk.go_on().context("after a review")?;
     serves(cluster, 0).context("after a review")?;
     cluster.agents[0].take().context("an agent")?.stop()?;
     cluster.launch_agent(0, flags)?;
     cluster.wait_until_serving()?;
-    go_on(conversations).context("after a restart")?;
+    talk.go_on().context("after a restart")?;
     serves(cluster, 0).context("after a restart")
 }
 
@@ -168,7 +165,7 @@ fn an_uplink_deleted_and_made_again_serves_again_by_itself() {
     unless_unable("an_uplink_deleted_and_made_again_serves_again_by_itself", || {
         for flags in [Flags::default(), unnamed()] {
             let mut cluster = Cluster::serving(Attachment::Routed, &flags)?;
-            let mut conversations = talk(&cluster)?;
+            let mut talk = talk(&cluster)?;
             let node = &cluster.topology.nodes[0];
             for _ in 0..2 {
                 cluster.topology.router.ip("link del node1\n")?;
@@ -180,7 +177,7 @@ fn an_uplink_deleted_and_made_again_serves_again_by_itself() {
                 println!("served {:?} after the uplink was made again", made.elapsed());
             }
             // Flows outlive the device.
-            go_on(&mut conversations)?;
+            talk.go_on()?;
             cluster.agents[0].as_mut().context("an agent")?.pid()?;
         }
         Ok(())
@@ -191,7 +188,7 @@ fn an_uplink_deleted_and_made_again_serves_again_by_itself() {
 fn an_uplink_goes_on_under_another_name_mac_and_mtu() {
     unless_unable("an_uplink_goes_on_under_another_name_mac_and_mtu", || {
         let cluster = Cluster::serving(Attachment::Routed, &unnamed())?;
-        let mut conversations = talk(&cluster)?;
+        let mut talk = talk(&cluster)?;
         let (node, router) = (&cluster.topology.nodes[0], &cluster.topology.router);
         if let Err(refused) = node.namespace.ip("link set eth0 name up.0\n") {
             ensure!(refused.to_string().contains("busy"), "{refused:#}");
@@ -200,7 +197,7 @@ fn an_uplink_goes_on_under_another_name_mac_and_mtu() {
             return Ok(());
         }
         wait(SECOND * 2, || Ok(uplinks(node)? == ["up.0"])).context("another name")?;
-        go_on(&mut conversations).context("another name")?;
+        talk.go_on().context("another name")?;
         serves(&cluster, 0)?;
         node.namespace.ip("link set up.0 address 02:00:00:00:0d:77\n")?;
         let addresses = node.addresses;
@@ -214,13 +211,13 @@ fn an_uplink_goes_on_under_another_name_mac_and_mtu() {
             "neigh replace {} lladdr 02:00:00:00:0d:77 dev eth0\nneigh replace {} lladdr 02:00:00:00:0d:77 dev eth0\n",
             addresses.v4, addresses.v6
         ))?;
-        go_on(&mut conversations).context("another MAC address")?;
+        talk.go_on().context("another MAC address")?;
         serves(&cluster, 0).context("another MAC address")?;
         // All of a segment have one.
         node.namespace.ip("link set up.0 mtu 1400\n")?;
         cluster.topology.nodes[1].namespace.ip("link set eth0 mtu 1400\n")?;
         router.ip("link set node1 mtu 1400\nlink set node2 mtu 1400\n")?;
-        go_on(&mut conversations).context("another MTU")?;
+        talk.go_on().context("another MTU")?;
         serves(&cluster, 0).context("another MTU")?;
         ensure!(uplinks(node)? == ["up.0"]);
         Ok(())
@@ -264,18 +261,18 @@ fn flows_follow_a_next_hop_to_another_mac_within_a_tenth_of_a_second() {
 fn flows_follow_their_routes() {
     unless_unable("flows_follow_their_routes", || {
         let cluster = Cluster::serving(Attachment::Routed, &Flags::default())?;
-        let mut conversations = talk(&cluster)?;
+        let mut talk = talk(&cluster)?;
         let router = &cluster.topology.router;
         router.ip("addr add 172.18.0.2/24 dev br0\naddr add fd00:18::2/64 dev br0 nodad\n")?;
         for node in &cluster.topology.nodes {
             node.namespace
                 .ip("route replace default via 172.18.0.2\nroute replace default via fd00:18::2\n")?;
         }
-        go_on(&mut conversations).context("another gateway")?;
+        talk.go_on().context("another gateway")?;
         router.ip("addr del 172.18.0.1/24 dev br0\naddr del fd00:18::1/64 dev br0\n")?;
         // Deleting the first address of a network deletes the others with it unless they are promoted.
         router.ip("addr replace 172.18.0.2/24 dev br0\n")?;
-        go_on(&mut conversations).context("without the old gateway")?;
+        talk.go_on().context("without the old gateway")?;
         serves(&cluster, 0)?;
         // Pods of the other node by way of the router, and back.
         let other = cluster.topology.nodes[1].addresses;
@@ -283,7 +280,7 @@ fn flows_follow_their_routes() {
         router.ip(&format!("route add {v4} via {}\nroute add {v6} via {}\n", other.v4, other.v6))?;
         let node = &cluster.topology.nodes[0].namespace;
         node.ip(&format!("route replace {v4} via 172.18.0.2\nroute replace {v6} via fd00:18::2\n"))?;
-        go_on(&mut conversations).context("pods by way of the router")?;
+        talk.go_on().context("pods by way of the router")?;
         serves(&cluster, 0).context("pods by way of the router")?;
         // Unreachable for a while: connections wait.
         node.ip(&format!(
@@ -294,7 +291,7 @@ fn flows_follow_their_routes() {
             "route del unreachable {v4}\nroute del unreachable {v6}\nroute add {v4} via {}\nroute add {v6} via {}\n",
             other.v4, other.v6
         ))?;
-        go_on(&mut conversations).context("after a time without a route")?;
+        talk.go_on().context("after a time without a route")?;
         serves(&cluster, 0).context("after a time without a route")
     });
 }
@@ -348,21 +345,8 @@ fn serves(cluster: &Cluster, node: usize) -> Result<()> {
 }
 
 /// Conversations with both pods through the first node.
-fn talk(cluster: &Cluster) -> Result<Vec<Conversation>> {
-    let mut conversations = Vec::new();
-    for family in Family::ALL {
-        for service in ["first", "second"] {
-            let lines = cluster.frontend(service, servers::LINES, 0, family)?;
-            let mut conversation = cluster.client().run(|| Conversation::open(lines))?;
-            conversation.ask("first")?;
-            conversations.push(conversation);
-        }
-    }
-    Ok(conversations)
-}
-
-fn go_on(conversations: &mut [Conversation]) -> Result<()> {
-    conversations.iter_mut().try_for_each(|conversation| conversation.ask("again").map(drop))
+fn talk(cluster: &Cluster) -> Result<Talk> {
+    Talk::with_each(cluster, &["first", "second"], 0..1, 1, 0)
 }
 
 fn wait(patience: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -113,7 +113,7 @@ fn five_thousand_services_of_five_endpoints_take_little_heap() -> Result<()> {
     ensure!(report.error.is_none() && report.waiting.is_none(), "{report:?}");
     let peak = mebibytes(PEAK.load(Ordering::Relaxed) - before);
     let all = used();
-    ensure!(all < 46.0, "{all:.1} MiB stay of 5,000 Services of five endpoints");
+    ensure!(all < 37.0, "{all:.1} MiB stay of 5,000 Services of five endpoints");
     println!(
         "objects {objects:.1} MiB, with what they call for {all:.1} MiB, during the first sync {peak:.1} MiB"
     );

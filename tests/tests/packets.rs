@@ -7,6 +7,9 @@ mod laws;
 #[path = "packets/pairs.rs"]
 mod pairs;
 
+#[path = "packets/tagged.rs"]
+mod tagged;
+
 use vmlb_tests::address::Family;
 use vmlb_tests::packets::bench::Host;
 use vmlb_tests::packets::story::{self, Driver};

@@ -11,7 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use vmlb_common::abi::{PortRange, Settings, Tunnel, TunnelShape};
 
+use crate::cluster::{Decoded, Judged};
 use crate::handover::{Course, Handover, Happened};
+use crate::index::Entry;
 use crate::inherit::Inheritance;
 use crate::interface::uplinks::Snat;
 use crate::loader::attach::TcMethod;
@@ -26,6 +28,7 @@ use crate::sync::{Report, Sync};
 use crate::tables::pinned::PinnedTables;
 use crate::watch::{Event, Object};
 
+mod carriage;
 mod heap;
 mod network;
 mod options;
@@ -207,15 +210,17 @@ impl Agent {
 
     /// The node's own object tells which of its addresses are the main ones.
     fn observe(&mut self, event: &Event) {
-        let Event::Apply { object: Object::Node(node), .. } = event else { return };
-        if node.metadata.name.as_deref() != Some(self.source.node.as_str()) {
-            return;
+        let judged = match event {
+            Event::Apply { object: object @ Object::Node(_), .. } => &Judged::of(object),
+            Event::Judged(judged) => judged,
+            _ => return,
+        };
+        if let Decoded::Use(entry) = &judged.decoded
+            && let Entry::Node(node) = &**entry
+            && *node.name == *self.source.node
+        {
+            self.internal.clone_from(&node.addresses);
         }
-        let addresses = node.status.iter().filter_map(|status| status.addresses.as_ref()).flatten();
-        self.internal = addresses
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse().ok())
-            .collect();
     }
 
     /// Brings programs to the devices that need them, and tells the control plane what there is.

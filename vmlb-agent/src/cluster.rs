@@ -41,10 +41,37 @@ impl Decoded {
     }
 }
 
+/// An object that has been judged. What it was made of, a hundred small pieces of memory, is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Which object.
+    pub object: ObjectRef,
+    /// What became of it.
+    pub decoded: Decoded,
+    /// What is wrong with it.
+    pub warnings: Vec<Warning>,
+    /// When the change that it tells of was called for.
+    pub triggered: Option<SystemTime>,
+}
+
+impl Judged {
+    /// Judges an object.
+    #[must_use]
+    pub fn of(object: &Object) -> Self {
+        let reference = object.reference();
+        let (decoded, warnings) = judge(object, reference.clone());
+        Self { object: reference, decoded, warnings, triggered: triggered(object) }
+    }
+}
+
 /// Judges an object.
 #[must_use]
 pub fn decode(object: &Object) -> (Decoded, Vec<Warning>) {
-    let mut findings = Findings { object: object.reference(), warnings: Vec::new() };
+    judge(object, object.reference())
+}
+
+fn judge(object: &Object, reference: ObjectRef) -> (Decoded, Vec<Warning>) {
+    let mut findings = Findings { object: reference, warnings: Vec::new() };
     let metadata = match object {
         Object::Service(object) => &object.metadata,
         Object::EndpointSlice(object) => &object.metadata,

@@ -102,19 +102,28 @@ pub enum Admission {
 /// A backend and a port of it, whatever its id.
 pub type TargetName = (Identity, u16, Protocol);
 
-/// What has changed and must be compared with what is installed.
+/// What has changed and must be compared with what is installed. At a start that is everything: sets that take one piece of
+/// memory each, and leave no holes among what stays.
 #[derive(Clone, Debug, Default)]
 pub struct Dirty {
     /// Selection tables.
-    pub tables: BTreeSet<TableKey>,
+    pub tables: HashSet<TableKey>,
     /// Frontends.
-    pub frontends: BTreeSet<Frontend>,
+    pub frontends: HashSet<Frontend>,
     /// Backends.
-    pub backends: BTreeSet<Identity>,
+    pub backends: HashSet<Identity>,
     /// Pod addresses.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: HashSet<IpAddr>,
     /// Targets.
-    pub targets: BTreeSet<TargetName>,
+    pub targets: HashSet<TargetName>,
+}
+
+/// Empties one of the sets of [`Dirty`]; in order, so that the same objects always get the same ids.
+#[must_use]
+pub fn in_order<T: Ord>(dirty: &mut HashSet<T>) -> Vec<T> {
+    let mut all: Vec<T> = std::mem::take(dirty).into_iter().collect();
+    all.sort_unstable();
+    all
 }
 
 /// What all objects together call for.
@@ -125,8 +134,8 @@ pub struct Desired {
     /// Services whose slices list a backend.
     listings: HashMap<Identity, Few<Name>>,
     backends: HashMap<Identity, Box<BackendView>>,
-    addresses: HashMap<IpAddr, Few<AddressClaim>>,
-    targets: HashMap<TargetName, u32>,
+    /// Backends that claim an address.
+    addresses: HashMap<IpAddr, Few<Identity>>,
     /// Those that are not there but may be draining.
     held: HashSet<Identity>,
     health_changes: BTreeMap<Name, Option<HealthCheck>>,
@@ -179,17 +188,17 @@ impl Desired {
             // What tunnels call it is known where it is.
             self.touch_tables(identity);
         }
-        for (address, claim) in old.iter().flat_map(|view| view.claims.iter()) {
-            if let Some(claims) = self.addresses.get_mut(address) {
-                claims.remove(claim);
-                if claims.is_empty() {
+        for address in old.iter().flat_map(|view| view.claims.keys()) {
+            if let Some(claimants) = self.addresses.get_mut(address) {
+                claimants.remove(identity);
+                if claimants.is_empty() {
                     self.addresses.remove(address);
                 }
             }
             self.dirty.addresses.insert(*address);
         }
-        for (address, claim) in new.iter().flat_map(|view| view.claims.iter()) {
-            self.addresses.entry(*address).or_default().insert(claim.clone(), ());
+        for address in new.iter().flat_map(|view| view.claims.keys()) {
+            self.addresses.entry(*address).or_default().insert(identity.clone(), ());
             self.dirty.addresses.insert(*address);
         }
         if let Some(new) = new {
@@ -215,7 +224,8 @@ impl Desired {
         self.dirty.frontends.extend(self.claims.keys().copied());
         self.dirty.backends.extend(self.backends.keys().cloned());
         self.dirty.addresses.extend(self.addresses.keys().copied());
-        self.dirty.targets.extend(self.targets.keys().cloned());
+        let ports = self.views.values().flat_map(|view| &view.ports);
+        self.dirty.targets.extend(ports.flat_map(service::PortView::target_names));
     }
 
     /// The tables in which a backend takes part.
@@ -251,9 +261,8 @@ impl Desired {
             let Some(view) = self.views.get(&service) else { continue };
             for port in &view.ports {
                 self.dirty.tables.extend(port.tables().map(|(key, _)| key));
-                let of_backend = port.targets.keys().filter(|(backend, _)| backend == identity);
-                let key = |(backend, number): &(Identity, u16)| (backend.clone(), *number, port.key.protocol);
-                self.dirty.targets.extend(of_backend.map(key));
+                let of_backend = port.target_names().filter(|(backend, ..)| backend == identity);
+                self.dirty.targets.extend(of_backend);
             }
         }
         if let Some(view) = self.backends.get(identity) {
@@ -309,15 +318,25 @@ impl Desired {
         self.backends.iter().map(|(identity, view)| (identity, &**view))
     }
 
-    /// The claims on a pod address, the winner first.
-    pub fn address_claims(&self, address: IpAddr) -> impl Iterator<Item = &AddressClaim> {
-        self.addresses.get(&address).into_iter().flat_map(Few::keys)
+    /// The claims on a pod address and whose they are, the winner first.
+    #[must_use]
+    pub fn address_claims(&self, address: IpAddr) -> Vec<(&AddressClaim, &Identity)> {
+        let claimants = self.addresses.get(&address).into_iter().flat_map(Few::keys);
+        let claim = |identity| Some((self.backend(identity)?.claims.get(&address)?, identity));
+        let mut claims: Vec<_> = claimants.filter_map(claim).collect();
+        claims.sort_unstable_by_key(|(claim, identity)| (claim.is_former, claim.created, *identity));
+        claims
     }
 
     /// How many service ports a target serves.
     #[must_use]
-    pub fn target_count(&self, target: &TargetName) -> u32 {
-        self.targets.get(target).copied().unwrap_or(0)
+    pub fn target_count(&self, (identity, number, protocol): &TargetName) -> u32 {
+        let target = (identity.clone(), *number);
+        let services = self.listings.get(identity).into_iter().flat_map(Few::keys);
+        let ports = services.filter_map(|name| self.views.get(name)).flat_map(|view| &view.ports);
+        let serves =
+            |port: &&service::PortView| port.key.protocol == *protocol && port.targets.get(&target).is_some();
+        u32::try_from(ports.filter(serves).count()).unwrap_or(u32::MAX)
     }
 
     fn shift_claims(&mut self, old: &ServiceView, new: &ServiceView) {
@@ -341,20 +360,12 @@ impl Desired {
         // A port that stays adds and takes one: only what really differs becomes dirty.
         let mut differences: HashMap<TargetName, i64> = HashMap::new();
         for (view, by) in [(old, -1), (new, 1)] {
-            for port in &view.ports {
-                for (backend, number) in port.targets.keys() {
-                    *differences.entry((backend.clone(), *number, port.key.protocol)).or_insert(0) += by;
-                }
+            for target in view.ports.iter().flat_map(service::PortView::target_names) {
+                *differences.entry(target).or_insert(0) += by;
             }
         }
-        for (target, by) in differences.into_iter().filter(|(_, by)| *by != 0) {
-            let count = i64::from(self.targets.get(&target).copied().unwrap_or(0)) + by;
-            match u32::try_from(count) {
-                Ok(count) if count > 0 => self.targets.insert(target.clone(), count),
-                _ => self.targets.remove(&target),
-            };
-            self.dirty.targets.insert(target);
-        }
+        let differing = differences.into_iter().filter(|(_, by)| *by != 0);
+        self.dirty.targets.extend(differing.map(|(target, _)| target));
     }
 
     fn shift_tables(&mut self, old: &ServiceView, new: &ServiceView) {

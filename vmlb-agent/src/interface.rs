@@ -7,7 +7,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -15,6 +18,7 @@ use rtnetlink::packet_route::route::RouteFlags;
 
 pub mod features;
 pub mod flag;
+pub mod footing;
 pub mod hooks;
 pub mod offloads;
 pub mod overlays;
@@ -52,6 +56,12 @@ pub struct Link {
     pub mtu: u32,
     /// What packets begin with.
     pub framing: Framing,
+    /// Index of the device that a VLAN is on, in this network namespace.
+    pub parent: Option<u32>,
+    /// A VLAN's tag: TPID in the upper half, VLAN in the lower one.
+    pub tag: Option<u32>,
+    /// A bridge that does not take every frame: it runs STP, or filters VLANs.
+    pub is_choosy: bool,
 }
 
 /// An address on a device.
@@ -251,6 +261,7 @@ fn decode_link(message: &LinkMessage) -> Link {
         },
         ..Link::default()
     };
+    let mut elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -259,17 +270,41 @@ fn decode_link(message: &LinkMessage) -> Link {
                 link.controller = Some(*controller).filter(|index| *index != 0)
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::LinkInfo(about) => {
-                for about in about {
-                    if let LinkInfo::Kind(kind) = about {
-                        link.kind = kind.to_string();
-                    }
-                }
-            }
+            LinkAttribute::Link(parent) => link.parent = Some(*parent).filter(|index| *index != 0),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(about) => about.iter().for_each(|about| note_kind(&mut link, about)),
             _ => {}
         }
     }
+    if elsewhere {
+        link.parent = None;
+    }
     link
+}
+
+fn note_kind(link: &mut Link, about: &LinkInfo) {
+    match about {
+        LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+        LinkInfo::Data(InfoData::Vlan(about)) => {
+            let (mut kind, mut vlan) = (0x8100, 0);
+            for about in about {
+                match about {
+                    InfoVlan::Id(id) => vlan = u32::from(*id),
+                    InfoVlan::Protocol(protocol) => kind = u32::from(u16::from(*protocol)),
+                    _ => {}
+                }
+            }
+            link.tag = Some(kind << 16 | vlan);
+        }
+        LinkInfo::Data(InfoData::Bridge(about)) => {
+            link.is_choosy = about.iter().any(|about| match about {
+                InfoBridge::VlanFiltering(filters) => *filters,
+                InfoBridge::StpState(state) => *state != BridgeStpState::Disabled,
+                _ => false,
+            });
+        }
+        _ => {}
+    }
 }
 
 fn decode_address(message: &AddressMessage) -> Option<Address> {

@@ -29,6 +29,8 @@ include!(concat!(env!("OUT_DIR"), "/object.rs"));
 pub mod programs {
     /// XDP of uplinks: the datapath.
     pub const XDP: &str = "vmlb_xdp";
+    /// XDP of devices that carry uplinks: the datapath behind tags. Loaded when the first such device is there.
+    pub const XDP_CARRIER: &str = "vmlb_xdp_carrier";
     /// TC ingress of uplinks beside XDP: what XDP marked.
     pub const INGRESS: &str = "vmlb_ingress";
     /// TC ingress of uplinks without XDP: the datapath.
@@ -51,7 +53,7 @@ pub mod programs {
     pub const EGRESS_FRAGMENT: &str = "vmlb_egress_fragment";
     /// The same for TC ingress of pods' host-side devices.
     pub const POD_FRAGMENT: &str = "vmlb_pod_fragment";
-    /// All of them.
+    /// All that every node needs.
     pub const ALL: [&str; 12] = [
         XDP,
         INGRESS,
@@ -123,8 +125,10 @@ impl Datapath {
             load_program(name, program)?;
         }
         let succession = fresh.put_in_place()?;
-        for (name, program) in ebpf.programs_mut() {
-            pin_program(program, &root.program(name))?;
+        for name in programs::ALL {
+            if let Some(program) = ebpf.program_mut(name) {
+                pin_program(program, &root.program(name))?;
+            }
         }
         calls::fill(&ebpf, root)?;
         Ok(Self { ebpf, succession })
@@ -221,6 +225,8 @@ pub fn map_names() -> impl Iterator<Item = &'static str> {
         names::SNAT_TRIES,
         names::XDP_CALLS,
         names::TC_CALLS,
+        names::CARRIED,
+        names::CARRIERS,
         names::DEVICES,
         names::GATE,
         names::SETTINGS,
@@ -275,6 +281,18 @@ fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
     Err(error).with_context(|| format!("cannot load program {name}"))
 }
 
+/// Loads and pins a program that most nodes do without, the first time somebody wants it.
+///
+/// # Errors
+/// As [`Datapath::load`].
+fn load_when_needed(name: &str, program: &mut Program, root: &PinRoot) -> anyhow::Result<()> {
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    load_program(name, program)?;
+    pin_program(program, &root.program(name))
+}
+
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
@@ -298,7 +316,7 @@ mod tests {
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {
-        assert_eq!(map_names().count(), 49);
+        assert_eq!(map_names().count(), 51);
         assert!(is_pinned("flows_v6") && is_pinned("settings"));
         assert!(!is_pinned(".rodata") && !is_pinned("AYA_LOGS"));
     }

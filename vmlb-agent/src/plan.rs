@@ -10,7 +10,7 @@ use vmlb_common::family::{Address4, Address6};
 use crate::desired::{Frontend, TableKey, TargetName};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, Change, Record, RecordKey, Run, Tables, address4, address6};
+use crate::tables::{Capacity, Change, Record, RecordKey, Shelf, Tables, address4, address6};
 
 mod adopt;
 mod clients;
@@ -97,7 +97,7 @@ pub struct Installation {
     /// What the slots of a service hold.
     digests: HashMap<u32, u64>,
     /// Slices to be written.
-    fresh: BTreeMap<u32, Run>,
+    fresh: Shelf,
     revision: u32,
     /// Addresses of pods on this node that are wanted.
     local_pods: HashSet<IpAddr>,
@@ -137,8 +137,7 @@ impl Installation {
         changes.extend(
             self.service_names.take_puts().map(|(id, name)| Change::Put(Record::ServiceName(id, name))),
         );
-        let fresh = std::mem::take(&mut self.fresh);
-        changes.extend(fresh.into_iter().map(|(offset, run)| Change::Put(Record::Slots(offset, run))));
+        changes.extend(self.fresh.take().map(|(offset, run)| Change::Put(Record::Slots(offset, run))));
         changes.extend(self.services.puts().map(|(id, service)| Change::Put(Record::Service(*id, *service))));
         changes.extend(
             self.frontends

@@ -41,6 +41,9 @@ pub struct DeviceState {
     pub mode: Mode,
     /// Why not by XDP.
     pub reason: Option<String>,
+    /// The device that carries it and has its XDP program, with tags, for people.
+    #[serde(default)]
+    pub on: Option<String>,
 }
 
 /// A live migration, and what this node has done for it.

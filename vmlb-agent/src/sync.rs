@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use vmlb_common::abi::{Arrival, ArrivalSign, Role, Turned};
 
-use crate::cluster::{self, Decoded};
+use crate::cluster::{Decoded, Judged};
 use crate::desired::health::HealthCheck;
 use crate::desired::{Desired, Here};
 use crate::facts::NodeFacts;
@@ -25,7 +25,7 @@ use crate::serving::Serving;
 use crate::tables::pinned::Whereabouts;
 use crate::tables::{Change, Record, RecordKey, Tables};
 use crate::warning::{Subject, Warning, Warnings};
-use crate::watch::{Event, Object};
+use crate::watch::Event;
 
 mod left;
 mod state;
@@ -143,7 +143,8 @@ impl Sync {
     /// Takes in one event of the watch stream. Costs what the object costs; writes nothing.
     pub fn apply(&mut self, event: Event) {
         match event {
-            Event::Apply { source, object } => self.apply_object(source, &object),
+            Event::Apply { source, object } => self.take(source, Judged::of(&object)),
+            Event::Judged(judged) => self.take("".into(), judged),
             Event::Keep(object) => self.index.keep(object.kind, &object.name),
             Event::Delete(object) => {
                 self.index.delete(&object);
@@ -162,9 +163,8 @@ impl Sync {
         }
     }
 
-    fn apply_object(&mut self, source: Arc<str>, object: &Object) {
-        let reference = object.reference();
-        let (decoded, warnings) = cluster::decode(object);
+    fn take(&mut self, source: Arc<str>, judged: Judged) {
+        let Judged { object: reference, decoded, warnings, triggered } = judged;
         let warnings = warnings.into_iter().map(|warning| warning.from_source(&source)).collect();
         self.warnings.locate(&reference, Some(source));
         self.warnings.set(Subject::Object(reference.clone()), warnings);
@@ -172,7 +172,7 @@ impl Sync {
         match decoded {
             Decoded::Use(entry) => {
                 if self.index.apply(*entry) && self.has_synced {
-                    self.triggered.extend(cluster::triggered(object));
+                    self.triggered.extend(triggered);
                 }
             }
             Decoded::Skip => self.index.delete(&reference),

@@ -16,7 +16,7 @@ pub mod memory;
 pub mod pinned;
 mod run;
 
-pub use run::Run;
+pub use run::{Run, Shelf};
 
 /// One entry of one map that the control plane owns (flows, hops and counters belong to the datapath; settings and
 /// neighbours to the agent's network side).

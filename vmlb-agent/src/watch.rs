@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::cluster::Judged;
 use crate::object::{Kind, Name, ObjectRef};
 use crate::warning::Warning;
 
@@ -78,6 +79,9 @@ pub enum Event {
         /// The object.
         object: Object,
     },
+    /// The object exists, and has been judged by whoever read it: of thousands that come at once, each leaves what stays of
+    /// it before the next one is read.
+    Judged(Judged),
     /// The object exists in a form that cannot be read: what was known of it stays.
     Keep(ObjectRef),
     /// The object is gone.

@@ -22,6 +22,10 @@ pub mod names {
     pub const GATE: &str = "gate";
     /// Interface index, or [`super::Device::NODE`] → [`super::Device`].
     pub const DEVICES: &str = "devices";
+    /// [`super::CarriedKey`] → [`super::Carried`]: whose a frame on a device is that carries others.
+    pub const CARRIED: &str = "carried";
+    /// Interface index of a device that another carries → [`super::Carrier`].
+    pub const CARRIERS: &str = "carriers";
     /// Service id → [`super::Service`].
     pub const SERVICES: &str = "services";
     /// Selection tables, each a slice of this one array of [`super::Target`].
@@ -341,6 +345,45 @@ impl DeviceFlags {
     pub const OVERLAY: u32 = 32;
     /// Either kind by which pods of other nodes are reached.
     pub const OUTWARD: u32 = Self::UPLINK | Self::OVERLAY;
+    /// Another device carries it, out of which XDP can send: the carrier's program puts its tags on ([`Carrier`]).
+    pub const CARRIED: u32 = 64;
+}
+
+/// Key of map `carried`: a device on the wire, and the tags of a frame there. A tag is its TPID in the upper half and its VLAN
+/// in the lower one; 0: none, or one that names no VLAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct CarriedKey {
+    /// Interface index of the device by which the frame came.
+    pub carrier: u32,
+    /// The first tag.
+    pub outer: u32,
+    /// The second tag.
+    pub inner: u32,
+}
+
+/// The device to which such frames belong: a VLAN device, or the bond or bridge of which the carrier is a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Carried {
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Its MAC address: frames to others are not the node's own.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: u16,
+}
+
+/// How frames leave by a device that another carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Carrier {
+    /// Interface index of the device to send out of.
+    pub ifindex: u32,
+    /// The first tag, as in [`CarriedKey`].
+    pub outer: u32,
+    /// The second tag.
+    pub inner: u32,
 }
 
 /// A frontend's key: what a client addresses.
@@ -1020,6 +1063,7 @@ const _: () = {
     assert!(size_of::<Frontend>() == 8 && size_of::<EligibleKey>() == 12 && size_of::<Affinity>() == 12);
     assert!(size_of::<ClientKey<Address4>>() == 8 && size_of::<ClientKey<Address6>>() == 20);
     assert!(size_of::<Turn>() == 16 && size_of::<Arrival>() == 32 && size_of::<Pod>() == 8);
+    assert!(size_of::<CarriedKey>() == 12 && size_of::<Carried>() == 12 && size_of::<Carrier>() == 12);
     assert!(size_of::<Tunnel>() == 8 && size_of::<TagKey>() == 8);
     assert!(size_of::<ServiceName>() == 148 && size_of::<BackendName>() == 236);
 };

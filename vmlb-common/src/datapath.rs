@@ -5,12 +5,13 @@
 
 use crate::abi::Delivery;
 use crate::family::{Family, V4, V6};
-use crate::kernel::{Kernel, Step, Tables};
-use crate::packet::Packet;
+use crate::kernel::{Carriers, Kernel, Step, Tables};
+use crate::packet::{Packet, Trunk};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Ethernet, Ethertype};
 
 mod affinity;
+mod carried;
 mod clamp;
 mod end;
 mod forward;
@@ -37,6 +38,23 @@ pub fn uplink_ingress<P: Packet, K: Kernel + Tables<V4> + Tables<V6>>(packet: &m
         _ => return Verdict::PASS,
     };
     conclude(packet, kernel, verdict)
+}
+
+/// The ingress of a device that carries uplinks (XDP): what comes for one of them is looked at as if it came by it; all
+/// else passes.
+#[inline(always)]
+pub fn carrier_ingress<P: Trunk, K: Kernel + Carriers + Tables<V4> + Tables<V6>>(
+    packet: &mut P,
+    kernel: &K,
+) -> Verdict {
+    if carried::enter(packet, kernel) == 0 {
+        return Verdict::PASS;
+    }
+    let verdict = uplink_ingress(packet, kernel);
+    if verdict.is_drop() {
+        return verdict;
+    }
+    Verdict::from_number(carried::leave(packet, kernel, verdict.number()))
 }
 
 /// The egress of an uplink (TC): replies of flows that this node's stack delivered (way 3); and resets of the stack's own

@@ -19,7 +19,7 @@ mod node;
 mod table;
 mod tables;
 
-pub use buffer::{Buffer, Tc, Xdp};
+pub use buffer::{Buffer, Carrier, Frames, Tc, Xdp};
 pub use clients::Range;
 pub use family::HostFamily;
 pub use fib::{Gateway, Question, Routes};
@@ -31,6 +31,8 @@ pub use tables::Pairs;
 pub enum Hook {
     /// XDP of an uplink.
     Xdp,
+    /// XDP of a device that carries uplinks.
+    Carrier,
     /// TC ingress of an uplink: in XDP's place, or for what XDP deferred.
     Ingress,
     /// TC egress of an uplink.
@@ -57,6 +59,7 @@ impl Node {
     pub fn receive(&self, hook: Hook, device: u32, frame: &[u8]) -> Outcome {
         match hook {
             Hook::Xdp => self.at::<Xdp>(device, frame, datapath::uplink_ingress, fragment::ingress),
+            Hook::Carrier => self.at::<Carrier>(device, frame, datapath::carrier_ingress, later),
             Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress, fragment::ingress),
             Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress, fragment::egress),
             Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress, fragment::from_pod),
@@ -83,4 +86,9 @@ impl Node {
         }
         Outcome { verdict, octets: buffer.octets().to_vec(), device: buffer.sent_by() }
     }
+}
+
+/// A fragment at a device that carries others passes: TC ingress of the device to which it belongs serves it.
+fn later<P>(_fragment: &mut First<P>, _node: &Node) -> Verdict {
+    Verdict::PASS
 }

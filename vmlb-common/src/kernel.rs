@@ -4,9 +4,9 @@
 use core::ffi::c_void;
 
 use crate::abi::{
-    Affinity, Arrival, Backend, Bucket, ClientKey, Device, EligibleKey, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, Pod, Reply, ReplyKey, Service, Settings, TagKey, Target, TargetKey, Traffic,
-    Tries, Turn, WireKey,
+    Affinity, Arrival, Backend, Bucket, Carried, CarriedKey, Carrier, ClientKey, Device, EligibleKey, Flow,
+    FlowKey, Fragment, FragmentKey, Frontend, FrontendKey, Pod, Reply, ReplyKey, Service, Settings, TagKey,
+    Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
 use crate::family::{Address, Family};
 use crate::live::{Live, Slot, Word};
@@ -176,6 +176,14 @@ pub enum Route {
     ForwardingOff,
     /// No usable route.
     None,
+}
+
+/// Which devices carry which.
+pub trait Carriers {
+    /// The device to which such frames belong.
+    fn carried(&self, key: &CarriedKey) -> Option<Carried>;
+    /// How frames leave by a device that another carries.
+    fn carrier(&self, ifindex: u32) -> Option<Carrier>;
 }
 
 /// A step of a bounded search.

@@ -38,6 +38,10 @@
 //! | 10 | device without XDP | the same stages at TC ingress | TC |
 //! | 11 | to a frontend, backend elsewhere behind an overlay (VXLAN, Geneve, IPIP, GRE, WireGuard, ...) | DNAT and SNAT to the overlay's address ([`abi::DeviceFlags::OVERLAY`]), undone at that device's TC ingress | TC |
 //!
+//! An uplink whose frames come by another device (a VLAN by its parent, a bond by its members, a bridge by its port) has XDP
+//! there: a program of its own takes the tags out, has the same stages look at the frame as one of the uplink's, and puts
+//! tags on before it goes on ([`datapath::carrier_ingress`]). TC ingress of such an uplink runs the stages for all that comes.
+//!
 //! What XDP cannot send itself (next hop's MAC address unknown, device that XDP cannot send through, a pod's device) it
 //! passes untouched with a mark in the packet's metadata; TC ingress of the same device runs the same stages and sends by
 //! `bpf_redirect_neigh`. A packet that carries the node's own address as source never enters the stack: the kernel would

@@ -6,7 +6,7 @@ use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::live::Slot;
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Ethernet, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
+use crate::wire::{Be16, Ethernet, Ethertype, Protocol, TcpFlags, TcpHeader, UdpHeader, VxlanHeader, Wire};
 
 /// Ethernet, IP and a transport header, one behind the other.
 #[derive(Clone, Copy)]
@@ -111,6 +111,9 @@ pub trait Packet {
     /// Whether it has all of the datagram; else it is the first fragment, which has the ports.
     const WHOLE: bool = true;
 
+    /// Out of which devices, by bits of [`crate::abi::DeviceFlags`]; what sends packets does out of any.
+    const SENDS_BY: u32;
+
     /// The first octets of the frame as a `T`, or `None` where the packet is shorter.
     fn view<T: Wire>(&mut self) -> Option<&mut T>;
 
@@ -162,6 +165,40 @@ pub trait Packet {
 
     /// Sends the finished packet by `hop`; MAC addresses are written where the hook sends frames.
     fn send(&mut self, hop: Slot) -> Verdict;
+}
+
+/// What is noted of a frame while it is looked at without its tags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lane {
+    /// Index of the device to which it belongs.
+    pub ifindex: u32,
+    /// Its first tag: TPID in the upper half, priority and VLAN in the lower one; 0: none.
+    pub outer: u32,
+    /// Its second tag.
+    pub inner: u32,
+    /// Index of the device by which it is to leave, where that is another.
+    pub exit: u32,
+}
+
+/// A frame at a device that carries others. As a [`Packet`] it is one of the device to which it belongs.
+pub trait Trunk: Packet {
+    /// Index of the device on the wire.
+    fn wire(&self) -> u32;
+
+    /// Notes what the frame is.
+    fn note(&mut self, lane: Lane);
+
+    /// What was noted.
+    fn lane(&self) -> Lane;
+
+    /// Moves the Ethernet header by so many octets, towards the packet's end or its front, and has it announce
+    /// `ethertype`. Views taken before are void.
+    #[must_use]
+    fn shift(&mut self, by: i32, ethertype: Ethertype) -> bool;
+
+    /// Has the hook send the frame out of this device.
+    fn redirect(&mut self, ifindex: u32);
 }
 
 /// What one TCP or UDP packet says besides its addresses, which are read where they are needed: they are large, and the

@@ -33,6 +33,12 @@ impl Be16 {
         Self(raw)
     }
 
+    /// From two octets in their order on the wire.
+    #[inline(always)]
+    pub const fn from_octets(high: u8, low: u8) -> Self {
+        Self(u16::from_ne_bytes([high, low]))
+    }
+
     /// The first octet on the wire.
     #[inline(always)]
     pub const fn high(self) -> u8 {
@@ -80,6 +86,22 @@ impl Ethertype {
     pub const IPV4: Self = Self(Be16::new(0x0800));
     /// IPv6.
     pub const IPV6: Self = Self(Be16::new(0x86dd));
+    /// A tag of IEEE 802.1Q follows.
+    pub const VLAN: Self = Self(Be16::new(0x8100));
+    /// A service tag of IEEE 802.1ad follows.
+    pub const SERVICE_VLAN: Self = Self(Be16::new(0x88a8));
+
+    /// Whether a tag follows.
+    #[inline(always)]
+    pub fn is_tag(self) -> bool {
+        self == Self::VLAN || self == Self::SERVICE_VLAN
+    }
+
+    /// Whether an IP header follows.
+    #[inline(always)]
+    pub fn is_ip(self) -> bool {
+        self == Self::IPV4 || self == Self::IPV6
+    }
 }
 
 /// An IP protocol number (IANA); a newtype, because any octet may come from the wire or from a map.
@@ -138,6 +160,38 @@ pub struct Ethernet {
     pub source: [Be16; 3],
     /// What follows.
     pub ethertype: Ethertype,
+}
+
+/// What a tag adds behind the EtherType that announces it (IEEE 802.1Q).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Tag {
+    /// Priority, drop eligibility, VLAN.
+    pub control: Be16,
+    /// What follows.
+    pub ethertype: Ethertype,
+}
+
+/// A frame's first octets with one tag.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct OnceTagged {
+    /// Link layer.
+    pub ethernet: Ethernet,
+    /// The tag.
+    pub tag: Tag,
+}
+
+/// A frame's first octets with two tags.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TwiceTagged {
+    /// Link layer.
+    pub ethernet: Ethernet,
+    /// The first tag.
+    pub outer: Tag,
+    /// The second tag.
+    pub inner: Tag,
 }
 
 /// The fixed IPv4 header (RFC 791).
@@ -382,6 +436,10 @@ unsafe impl Wire for Ethernet {}
 unsafe impl Wire for [u8; 4] {}
 // SAFETY: as above.
 unsafe impl Wire for Ipv6Fragment {}
+// SAFETY: as above.
+unsafe impl Wire for OnceTagged {}
+// SAFETY: as above.
+unsafe impl Wire for TwiceTagged {}
 // SAFETY: as above.
 unsafe impl Wire for VxlanHeader {}
 // SAFETY: as above.

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_pull_data,
     bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
 };
-use vmlb_common::abi::TunnelShape;
+use vmlb_common::abi::{DeviceFlags, TunnelShape};
 use vmlb_common::checksum::Delta;
 use vmlb_common::family::Family;
 use vmlb_common::live::Slot;
@@ -23,7 +23,10 @@ use vmlb_common::wire::{Be16, Ethernet, Ethertype, Protocol, TcpHeader, UdpHeade
 pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
 
 /// What XDP writes in front of a packet that TC is to send.
-const MARK: u32 = 0x766d_6c62;
+const DEFERRED: u32 = 0x766d_6c62;
+
+/// What XDP writes in front of a packet that it has left to the stack, where TC looks at all packets.
+const PUNTED: u32 = 0x766d_6c63;
 
 /// A view of the packet's first octets: the datapath's one bounds check.
 #[inline(always)]
@@ -54,11 +57,23 @@ impl Xdp {
     /// What the kernel shall do. A deferral is written into the packet's metadata.
     #[inline(always)]
     pub(crate) fn action(&mut self, verdict: Verdict) -> u32 {
+        let ifindex = self.ifindex();
+        self.action_for(verdict, ifindex)
+    }
+
+    /// [`Xdp::action`] for a frame that belongs to that device.
+    #[inline(always)]
+    pub(crate) fn action_for(&mut self, verdict: Verdict, ifindex: u32) -> u32 {
         if verdict.is_drop() {
             return xdp_action::XDP_DROP;
         }
         if verdict.is_defer() {
-            return self.mark();
+            if self.mark(DEFERRED) {
+                return xdp_action::XDP_PASS;
+            }
+            vmlb_common::kernel::Kernel::count(&crate::maps::Node, Reason::NO_METADATA);
+            crate::maps::note_no_metadata(ifindex);
+            return xdp_action::XDP_DROP;
         }
         if verdict.is_answer() {
             return xdp_action::XDP_TX;
@@ -72,7 +87,7 @@ impl Xdp {
 
     /// Moves the Ethernet header by so many octets, towards the packet's end or its front.
     #[inline(always)]
-    fn shift(&mut self, by: i32, ethertype: Ethertype) -> bool {
+    pub(crate) fn shift(&mut self, by: i32, ethertype: Ethertype) -> bool {
         let Some(Ethernet { destination, source, .. }) = self.view::<Ethernet>().copied() else {
             return false;
         };
@@ -87,26 +102,32 @@ impl Xdp {
         true
     }
 
+    /// Keeps TC from looking at the packet again. Without metadata it counts the reason a second time, and no more.
     #[inline(always)]
-    fn mark(&mut self) -> u32 {
+    pub(crate) fn mark_punted(&mut self) {
+        let _marked = self.mark(PUNTED);
+    }
+
+    /// Writes into the packet's metadata; `false` where the driver gives none.
+    #[inline(always)]
+    fn mark(&mut self, mark: u32) -> bool {
         // SAFETY: the context is this program's.
         let refused = unsafe { bpf_xdp_adjust_meta(self.0, -(size_of::<u32>() as i32)) } != 0;
         // SAFETY: as in `bounds`; the helper has moved the pointers.
         let meta = unsafe { (&raw const (*self.0).data_meta).read_volatile() as usize };
         let (data, _) = self.bounds();
         if refused || meta + size_of::<u32>() > data {
-            vmlb_common::kernel::Kernel::count(&crate::maps::Node, Reason::NO_METADATA);
-            crate::maps::note_no_metadata(self.ifindex());
-            return xdp_action::XDP_DROP;
+            return false;
         }
         // SAFETY: four octets of metadata in front of the packet, aligned by the kernel.
-        unsafe { (meta as *mut u32).write(MARK) };
-        xdp_action::XDP_PASS
+        unsafe { (meta as *mut u32).write(mark) };
+        true
     }
 }
 
 impl Packet for Xdp {
     const SENDING: Sending = Sending::Frames;
+    const SENDS_BY: u32 = DeviceFlags::XDP_TRANSMIT;
 
     #[inline(always)]
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
@@ -253,11 +274,26 @@ impl Tc {
     /// Whether XDP has left this packet to us.
     #[inline(always)]
     pub(crate) fn is_deferred(&self) -> bool {
+        self.mark() == DEFERRED
+    }
+
+    /// Whether XDP has left this packet to the stack.
+    #[inline(always)]
+    pub(crate) fn is_punted(&self) -> bool {
+        self.mark() == PUNTED
+    }
+
+    /// What XDP has written in front of the packet; 0: nothing.
+    #[inline(always)]
+    fn mark(&self) -> u32 {
         // SAFETY: as in `bounds`.
         let meta = unsafe { (&raw const (*self.0).data_meta).read_volatile() as usize };
         let (data, _) = self.bounds();
+        if meta + size_of::<u32>() > data {
+            return 0;
+        }
         // SAFETY: the comparison leaves four octets between the pointers.
-        meta + size_of::<u32>() <= data && unsafe { (meta as *const u32).read() } == MARK
+        unsafe { (meta as *const u32).read() }
     }
 
     /// What the kernel shall do. A packet that stays with the stack goes to the next program on the device, a CNI's say.
@@ -275,6 +311,7 @@ impl Tc {
 
 impl Packet for Tc {
     const SENDING: Sending = Sending::Packets;
+    const SENDS_BY: u32 = 0;
 
     #[inline(always)]
     fn view<T: Wire>(&mut self) -> Option<&mut T> {

@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod carrier;
 mod context;
 mod helpers;
 mod maps;
@@ -15,6 +16,7 @@ use vmlb_common::datapath;
 use vmlb_common::datapath::fragment::{self, First};
 use vmlb_common::verdict::Verdict;
 
+use carrier::Carried;
 use context::{NEXT, Tc, Xdp};
 use maps::Node;
 
@@ -37,6 +39,14 @@ pub fn vmlb_xdp_fragment(ctx: XdpContext) -> u32 {
     packet.into_packet().action(verdict)
 }
 
+/// Ingress of a device that carries uplinks: the parent of VLANs, a bond's members, a bridge's port.
+#[xdp]
+pub fn vmlb_xdp_carrier(ctx: XdpContext) -> u32 {
+    let mut packet = Carried::new(ctx.ctx);
+    let verdict = datapath::carrier_ingress(&mut packet, &Node);
+    packet.action(verdict)
+}
+
 /// TC ingress of the same uplink: packets that XDP could not send itself.
 #[classifier]
 pub fn vmlb_ingress(ctx: TcContext) -> i32 {
@@ -52,10 +62,13 @@ pub fn vmlb_ingress(ctx: TcContext) -> i32 {
     packet.action(verdict)
 }
 
-/// TC ingress of an uplink without XDP: the whole datapath.
+/// TC ingress of an uplink without XDP, or with it on a device that carries it: the whole datapath.
 #[classifier]
 pub fn vmlb_ingress_full(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
+    if packet.is_punted() {
+        return NEXT;
+    }
     packet.pull();
     let verdict = datapath::uplink_ingress(&mut packet, &Node);
     if verdict == Verdict::FRAGMENT {

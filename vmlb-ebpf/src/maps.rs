@@ -11,14 +11,14 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Progr
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use vmlb_common::abi::{
-    Affinity, Arrival, Backend, BackendFlags, BackendName, Bucket, ClientKey, Device, DeviceFlags, EligibleKey, Flow,
-    FlowKey, Fragment, FragmentHook, FragmentKey, Frontend, FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod, Reply, ReplyKey, Service, ServiceName,
-    Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
+    Affinity, Arrival, Backend, BackendFlags, BackendName, Bucket, Carried, CarriedKey, Carrier, ClientKey, Device, DeviceFlags,
+    EligibleKey, Flow, FlowKey, Fragment, FragmentHook, FragmentKey, Frontend, FrontendKey, Gate, Hop, Inherited, NeighbourKey, Pod,
+    Reply, ReplyKey, Service, ServiceName, Settings, TagKey, Target, TargetKey, Traffic, Tries, Turn, WireKey,
 };
 use vmlb_common::family::{Address4, Address6, Family, V4, V6, V6Fragment};
-use vmlb_common::kernel::{Datagram, Ends, Kernel, Parcel, Query, Refused, Route, Search, Stage, Step, Tables};
+use vmlb_common::kernel::{Carriers, Datagram, Ends, Kernel, Parcel, Query, Refused, Route, Search, Stage, Step, Tables};
 use vmlb_common::live::{Live, Slot, Word};
-use vmlb_common::packet::Packet;
+use vmlb_common::packet::{Lane, Packet};
 use vmlb_common::verdict::Reason;
 use vmlb_common::wire::Protocol;
 
@@ -42,6 +42,12 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 static GATE: Array<u64, { Gate::ENTRIES as usize }> = Array::new();
 #[btf_map(name = "devices")]
 static DEVICES: HashMap<u32, Device, 256> = HashMap::new();
+#[btf_map(name = "carried")]
+static CARRIED: HashMap<CarriedKey, Carried, 1024, SPARSE> = HashMap::new();
+#[btf_map(name = "carriers")]
+static CARRIERS: HashMap<u32, Carrier, 256, SPARSE> = HashMap::new();
+#[btf_map(name = "lane")]
+static LANE: PerCpuArray<Lane, 1> = PerCpuArray::new();
 #[btf_map(name = "services")]
 static SERVICE: Array<Service, SERVICES> = Array::new();
 #[btf_map(name = "slots")]
@@ -381,8 +387,43 @@ pub(crate) fn serve_fragment<C: EbpfContext>(context: &C, hook: u8) {
     Node.count(Reason::FRAGMENT);
 }
 
+/// What is noted of the frame at hand where a device carries others.
+#[inline(always)]
+pub(crate) fn lane() -> Lane {
+    LANE.get(0).copied().unwrap_or_default()
+}
+
+/// Index of the device to which the frame at hand belongs.
+#[inline(always)]
+pub(crate) fn lane_ifindex() -> u32 {
+    LANE.get(0).map_or(0, |lane| lane.ifindex)
+}
+
+/// Changes what is noted of the frame at hand.
+#[inline(always)]
+pub(crate) fn note_lane(change: impl FnOnce(&mut Lane)) {
+    if let Some(lane) = LANE.get_ptr_mut(0) {
+        // SAFETY: this CPU's own copy, and no other program of ours runs on it meanwhile.
+        change(unsafe { &mut *lane });
+    }
+}
+
 /// The node, by its maps and helpers.
 pub(crate) struct Node;
+
+impl Carriers for Node {
+    #[inline(always)]
+    fn carried(&self, key: &CarriedKey) -> Option<Carried> {
+        // SAFETY: entries are replaced whole by user space; the copy is taken at once.
+        unsafe { CARRIED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn carrier(&self, ifindex: u32) -> Option<Carrier> {
+        // SAFETY: entries are replaced whole by user space; the copy is taken at once.
+        unsafe { CARRIERS.get(ifindex) }.copied()
+    }
+}
 
 impl Kernel for Node {
     #[inline(always)]

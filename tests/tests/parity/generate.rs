@@ -510,7 +510,7 @@ fn about(frame: Frame, net: Net, random: &mut Random) -> Frame {
 /// Whether packets of such flows cross the hook.
 fn fits(hook: Hook, delivery: Delivery) -> bool {
     match hook {
-        Hook::Xdp | Hook::Ingress => true,
+        Hook::Xdp | Hook::Carrier | Hook::Ingress => true,
         Hook::Egress => delivery.keeps_source(),
         Hook::Pod => delivery != Delivery::KEPT,
         Hook::Overlay => delivery == Delivery::SNAT,

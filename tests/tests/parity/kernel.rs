@@ -330,13 +330,15 @@ impl Kernel {
     pub(crate) fn run(&mut self, hook: Hook, device: u32, frame: &[u8]) -> Result<Done> {
         let name = match hook {
             Hook::Xdp => programs::XDP,
+            Hook::Carrier => programs::XDP_CARRIER,
             Hook::Ingress => programs::INGRESS_FULL,
             Hook::Egress => programs::EGRESS,
             Hook::Pod => programs::POD,
             Hook::Overlay => programs::OVERLAY,
         };
         let mut context = [0; 64];
-        if hook == Hook::Xdp {
+        let is_frame = matches!(hook, Hook::Xdp | Hook::Carrier);
+        if is_frame {
             // struct xdp_md: data, data_end, data_meta, ingress_ifindex, …
             context[4..8].copy_from_slice(&u32::try_from(frame.len())?.to_ne_bytes());
             context[12..16].copy_from_slice(&device.to_ne_bytes());
@@ -347,7 +349,7 @@ impl Kernel {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut self.out);
-        options.ctx_in = Some(if hook == Hook::Xdp { &context[..24] } else { &context });
+        options.ctx_in = Some(if is_frame { &context[..24] } else { &context });
         let result = match self.datapath.ebpf_mut().program(name).context("the object has all programs")? {
             Program::Xdp(program) => Xdp::test_run(program, options),
             Program::SchedClassifier(program) => SchedClassifier::test_run(program, options),

@@ -10,11 +10,13 @@ use aya::Ebpf;
 use futures_util::FutureExt;
 use vmlb_common::abi::{Device, DeviceFlags};
 
+use super::carriage::Carriage;
 use super::sides::Sides;
 use crate::facts::NodeFacts;
 use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
+use crate::interface::footing::{Footing, hidden_tags};
 use crate::interface::overlays::{is_ovn, leads_to_pods};
 use crate::interface::straight::{LocalDelivery, Straight};
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
@@ -32,7 +34,21 @@ use crate::tables::pinned::{self, Whereabouts};
 struct Attached {
     name: String,
     wanted: Mode,
+    footing: Option<Footing>,
     uplink: Uplink,
+}
+
+impl Attached {
+    /// What its frames are known by on the device that carries it, while that has the program.
+    fn footing(&self) -> Option<&Footing> {
+        self.footing.as_ref().filter(|_| self.uplink.mode == Mode::Xdp)
+    }
+
+    /// Name of the device that has its XDP program.
+    fn xdp_device(&self) -> Option<&str> {
+        let own = (self.uplink.mode == Mode::Xdp).then_some(self.name.as_str())?;
+        Some(self.uplink.carrier.as_ref().map_or(own, |(name, _)| name))
+    }
 }
 
 /// See the module.
@@ -44,6 +60,9 @@ pub struct Network {
     neighbours: Neighbours,
     flags: Vec<DeviceFlag>,
     uplinks: BTreeMap<u32, Attached>,
+    carriage: Carriage,
+    /// Names of devices whose XDP program may be of no use any more.
+    idle: BTreeSet<String>,
     without_metadata: WithoutMetadata,
     sides: Sides,
     straight: Straight,
@@ -81,6 +100,8 @@ impl Network {
             neighbours,
             flags,
             uplinks: BTreeMap::new(),
+            carriage: Carriage::open(root)?,
+            idle: BTreeSet::new(),
             without_metadata: WithoutMetadata::default(),
             sides: Sides::default(),
             straight: Straight::new(local_delivery),
@@ -181,9 +202,12 @@ impl Network {
         self.look_up_routes().await;
         self.attach_uplinks(ebpf, internal)?;
         let mut crossings = BTreeMap::new();
-        for ifindex in self.uplinks.keys() {
+        for (ifindex, attached) in &self.uplinks {
             let crossing: &mut Crossing = crossings.entry(*ifindex).or_default();
             crossing.flags |= DeviceFlags::UPLINK;
+            if attached.footing().is_some_and(|footing| self.can_carry(footing)) {
+                crossing.flags |= DeviceFlags::CARRIED;
+            }
         }
         let hops = self.cross(&mut crossings);
         self.sides.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
@@ -204,6 +228,12 @@ impl Network {
         facts.is_ovn = self.interfaces.links().any(is_ovn);
         snat.note(&facts);
         Ok(facts)
+    }
+
+    /// Whether XDP can send out of all the devices that such frames leave by.
+    fn can_carry(&self, footing: &Footing) -> bool {
+        let mut wires = footing.wires.iter().filter_map(|wire| self.interfaces.link(*wire));
+        wires.all(|wire| self.features.can_transmit(wire.ifindex, &wire.name))
     }
 
     /// Looks up what the next [`Network::refresh`] for these backends would have to wait for.
@@ -251,18 +281,34 @@ impl Network {
         let before = self.uplinks.len();
         self.uplinks.retain(|ifindex, attached| {
             let place = Place { name: &attached.name, ifindex: *ifindex };
-            is_there(ifindex, &attached.name) && attacher.is_intact(place, &attached.uplink)
+            let stays = is_there(ifindex, &attached.name) && attacher.is_intact(place, &attached.uplink);
+            if !stays {
+                self.idle.extend(attached.uplink.carrier.iter().map(|(name, _)| name.clone()));
+            }
+            stays
         });
         if self.uplinks.len() < before {
             self.attacher.forget_devices_that_are_gone();
         }
         let choices = choose(&self.flags, interfaces, &default_routes, internal, &self.without_metadata);
-        for Choice { link, mode: wanted, reason } in choices {
-            if self.uplinks.get(&link.ifindex).is_some_and(|attached| attached.wanted == wanted) {
-                continue;
+        for Choice { link, mode, reason, footing } in choices {
+            let unseen = footing.as_ref().and_then(|footing| hidden_tags(interfaces, footing));
+            let wanted = if unseen.is_some() { Mode::Tc } else { mode };
+            let reason = unseen.or(reason.map(str::to_owned));
+            let carrier = footing.as_ref().and_then(|footing| interfaces.link(footing.on));
+            let carrier = carrier.map(|on| Place { name: &on.name, ifindex: on.ifindex });
+            if let Some(attached) = self.uplinks.get(&link.ifindex) {
+                let is_there = |(name, ifindex): &(String, u32)| {
+                    carrier.is_some_and(|place| place.name == name && place.ifindex == *ifindex)
+                };
+                let is_as_wanted = attached.wanted == wanted && attached.footing == footing;
+                if is_as_wanted && attached.uplink.carrier.as_ref().is_none_or(is_there) {
+                    continue;
+                }
+                self.idle.extend(attached.uplink.carrier.iter().map(|(name, _)| name.clone()));
             }
             let place = Place { name: &link.name, ifindex: link.ifindex };
-            let attached = self.attacher.uplink(ebpf, place, wanted);
+            let attached = self.attacher.uplink(ebpf, place, wanted, carrier);
             let mut uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name))
             {
                 Ok(uplink) => uplink,
@@ -275,16 +321,40 @@ impl Network {
                     continue;
                 }
             };
-            uplink.reason = uplink.reason.or(reason.map(str::to_owned));
-            match &uplink.reason {
-                None => tracing::info!("{}: uplink by {}", link.name, uplink.mode.name()),
-                Some(reason) => tracing::info!("{}: uplink by {}: {reason}", link.name, uplink.mode.name()),
+            uplink.reason = uplink.reason.or(reason);
+            let attached = Attached { name: link.name.clone(), wanted, footing, uplink };
+            let by = match on(interfaces, link.ifindex, &attached) {
+                Some(on) => format!("{} on {on}", attached.uplink.mode.name()),
+                None => attached.uplink.mode.name().to_owned(),
+            };
+            match &attached.uplink.reason {
+                None => tracing::info!("{}: uplink by {by}", link.name),
+                Some(reason) => tracing::info!("{}: uplink by {by}: {reason}", link.name),
             }
             self.sides.yield_to_uplink(link.ifindex, &self.attacher)?;
-            self.uplinks.insert(link.ifindex, Attached { name: link.name.clone(), wanted, uplink });
+            self.idle.insert(link.name.clone());
+            self.uplinks.insert(link.ifindex, attached);
         }
         self.started = true;
+        self.carry()?;
         self.complain_of_missing();
+        Ok(())
+    }
+
+    /// Has the maps say which devices carry uplinks, and takes XDP programs off those that do so no more.
+    fn carry(&mut self) -> anyhow::Result<()> {
+        let (interfaces, uplinks) = (&self.interfaces, &self.uplinks);
+        self.carriage.set(
+            uplinks
+                .iter()
+                .filter_map(|(ifindex, attached)| Some((interfaces.link(*ifindex)?, attached.footing()?))),
+        );
+        let used: BTreeSet<&str> = uplinks.values().filter_map(Attached::xdp_device).collect();
+        for name in std::mem::take(&mut self.idle) {
+            if !used.contains(name.as_str()) {
+                self.attacher.detach(&name, Hook::Xdp)?;
+            }
+        }
         Ok(())
     }
 
@@ -388,9 +458,7 @@ impl Network {
         let mut wanted = BTreeSet::new();
         for attached in self.uplinks.values() {
             wanted.extend([Hook::Ingress, Hook::Egress].map(|hook| (attached.name.clone(), hook)));
-            if attached.uplink.mode == Mode::Xdp {
-                wanted.insert((attached.name.clone(), Hook::Xdp));
-            }
+            wanted.extend(attached.xdp_device().map(|name| (name.to_owned(), Hook::Xdp)));
         }
         wanted.extend(self.sides.links());
         self.attacher.prune(&wanted)
@@ -425,6 +493,7 @@ impl Network {
             role: Role::Uplink,
             mode: attached.uplink.mode,
             reason: attached.uplink.reason.clone(),
+            on: on(&self.interfaces, *ifindex, attached),
         });
         let pods = self.sides.devices().map(|device| DeviceState {
             reason: self.straight.refusal(device.ifindex).map(str::to_owned),
@@ -432,4 +501,10 @@ impl Network {
         });
         uplinks.chain(pods).collect()
     }
+}
+
+/// The device that carries an uplink and has its XDP program, with tags, for people; `None`: itself.
+fn on(interfaces: &Interfaces, ifindex: u32, attached: &Attached) -> Option<String> {
+    let footing = attached.footing().filter(|footing| footing.on != ifindex)?;
+    Some(footing.describe(&interfaces.link(footing.on)?.name))
 }

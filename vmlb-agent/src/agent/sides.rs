@@ -156,6 +156,7 @@ impl Sides {
             role: side.role,
             mode: Mode::Tc,
             reason: None,
+            on: None,
         })
     }
 }

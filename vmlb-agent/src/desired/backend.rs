@@ -65,15 +65,14 @@ impl BackendView {
     }
 }
 
-/// A backend's claim on an address; the least wins, which is that of the newest pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A backend's claim on an address; the least wins, which is that of the newest pod. Of equal ones that of the least
+/// backend does.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressClaim {
     /// The backend is, or will be, elsewhere: whoever else has the address has it by now.
     pub is_former: bool,
     /// When its pod was made; a claim without a pod is weaker than any with one.
     pub created: Reverse<Option<i64>>,
-    /// The backend.
-    pub identity: Identity,
     /// Whether the address is on this node.
     pub is_local: bool,
 }
@@ -93,7 +92,7 @@ pub fn view(index: &Index, here: &Here, identity: &Identity, listings: &[&Listin
     let name = match (pod, first) {
         (Some(Pod { vm: Some(vm), .. }), _) => vm.clone(),
         (Some(pod), _) => pod.name.name.clone(),
-        (None, Some(Listing { pod: Some(pod), .. })) => pod.name.clone(),
+        (None, Some(Listing { pod: Some(pod), .. })) => pod.clone(),
         (None, _) => identity.as_str().into(),
     };
     let namespace =
@@ -136,7 +135,7 @@ fn addresses(pod: Option<&Pod>, listings: &[&Listing]) -> Vec<IpAddr> {
             fitting.map(|listing| listing.address).min()
         };
         let address = match pod {
-            Some(pod) => listed(&|listing| listing.pod.as_ref() == Some(&pod.name))
+            Some(pod) => listed(&|listing| listing.is(&pod.name))
                 .or_else(|| pod.addresses.iter().copied().find(of_family)),
             None => listed(&|_| true),
         };
@@ -161,8 +160,7 @@ fn claims(
     let mut add = |address: IpAddr, created: Option<i64>, node: Option<&str>, is_former: bool| {
         if claims.get(&address).is_none() {
             let is_local = node == Some(&*here.node);
-            let identity = identity.clone();
-            claims.insert(address, AddressClaim { is_former, created: Reverse(created), identity, is_local });
+            claims.insert(address, AddressClaim { is_former, created: Reverse(created), is_local });
         }
     };
     let (present, other) = index.pods_of(identity);
@@ -179,8 +177,8 @@ fn claims(
         }
     }
     for listing in listings {
-        let pod = pods.iter().find(|(pod, _)| listing.pod.as_ref() == Some(&pod.name));
-        let has_ended = listing.pod.as_ref().is_some_and(|pod| index.has_ended(pod));
+        let pod = pods.iter().find(|(pod, _)| listing.is(&pod.name));
+        let has_ended = listing.pod().is_some_and(|pod| index.has_ended(&pod));
         if pod.is_some() || !(placed || has_ended) {
             let is_former = pod.is_some_and(|(_, is_former)| *is_former);
             add(listing.address, pod.map(|(pod, _)| pod.created), listing.node.as_deref(), is_former);

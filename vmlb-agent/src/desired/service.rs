@@ -11,7 +11,7 @@ use vmlb_common::wire::Protocol;
 use super::choose::{Offer, choose};
 use super::frontends::{self, frontends, has_idle_external_ips};
 use super::health::{HealthCheck, health_check};
-use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey};
+use super::{Admission, Claim, Frontend, Here, PortKey, Side, TableKey, TargetName};
 use crate::facts::Cidr;
 use crate::few::Few;
 use crate::identity::Identity;
@@ -41,12 +41,26 @@ pub struct ServiceView {
 pub struct Listing {
     /// The address.
     pub address: IpAddr,
-    /// Its pod, if the slice names one.
-    pub pod: Option<Name>,
+    /// The name of its pod, if the slice gives one.
+    pub pod: Option<Arc<str>>,
     /// Its node.
     pub node: Option<Arc<str>>,
-    /// The slice's namespace.
+    /// The slice's namespace, and its pod's.
     pub namespace: Arc<str>,
+}
+
+impl Listing {
+    /// The pod.
+    #[must_use]
+    pub fn pod(&self) -> Option<Name> {
+        Some(Name { namespace: self.namespace.clone(), name: self.pod.clone()? })
+    }
+
+    /// Whether it is that pod.
+    #[must_use]
+    pub fn is(&self, pod: &Name) -> bool {
+        self.pod.as_ref() == Some(&pod.name) && self.namespace == pod.namespace
+    }
 }
 
 /// One port.
@@ -132,6 +146,11 @@ impl PortView {
         sides.filter_map(|side| Some(((self.key.clone(), side), self.table(side)?)))
     }
 
+    /// Its targets, with the protocol.
+    pub fn target_names(&self) -> impl Iterator<Item = TargetName> {
+        self.targets.keys().map(|(backend, number)| (backend.clone(), *number, self.key.protocol))
+    }
+
     /// One of its tables.
     #[must_use]
     pub fn table(&self, side: Side) -> Option<&TableView> {
@@ -186,7 +205,7 @@ fn listings(index: &Index, service: &Name) -> Few<Identity, Few<Listing>> {
     let listing = |endpoint: &Endpoint| {
         let listing = Listing {
             address: endpoint.address,
-            pod: endpoint.pod.as_ref().map(|pod| pod.name.clone()),
+            pod: endpoint.pod.as_ref().map(|pod| pod.name.name.clone()),
             node: endpoint.node.clone(),
             namespace: service.namespace.clone(),
         };

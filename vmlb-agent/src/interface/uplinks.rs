@@ -7,12 +7,13 @@ use vmlb_common::abi::{Device, DeviceFlags, PortRange};
 use vmlb_common::family::{Address4, Address6};
 
 use super::flag::DeviceFlag;
+use super::footing::{Footing, footing};
 use super::{Interfaces, Link, Standing};
 use crate::facts::{NodeAddress, NodeFacts};
 use crate::loader::attach::Mode;
 
 /// An uplink as it is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice<'a> {
     /// The device.
     pub link: &'a Link,
@@ -20,6 +21,8 @@ pub struct Choice<'a> {
     pub mode: Mode,
     /// Why it is not XDP.
     pub reason: Option<&'static str>,
+    /// What carries it; `None`: XDP is on the device itself, or not at all.
+    pub footing: Option<Footing>,
 }
 
 /// Devices whose drivers give XDP no metadata, by index: what XDP would have TC send is lost there.
@@ -38,17 +41,42 @@ pub const NO_METADATA: &str =
 
 /// The hook of a device for which the operator asked `asked`. XDP on a veth costs bystanders their TSO (a veth is the
 /// uplink of nested nodes and of kind, where nothing is gained by it).
-fn hook<'a>(link: &'a Link, asked: Option<Mode>, without_metadata: &WithoutMetadata) -> Choice<'a> {
-    let (mode, reason) = match asked {
-        Some(Mode::Tc) => (Mode::Tc, Some("--device asks for it")),
-        _ if without_metadata.contains(&link.ifindex) => (Mode::Tc, Some(NO_METADATA)),
-        None if link.kind == "veth" => (
-            Mode::Tc,
-            Some("XDP on a veth takes segmentation offload from others; --device NAME=xdp asks for it"),
-        ),
-        _ => (Mode::Xdp, None),
+fn hook<'a>(
+    interfaces: &Interfaces,
+    link: &'a Link,
+    asked: Option<Mode>,
+    without_metadata: &WithoutMetadata,
+) -> Choice<'a> {
+    let by_tc = |reason| Choice { link, mode: Mode::Tc, reason: Some(reason), footing: None };
+    if asked == Some(Mode::Tc) {
+        return by_tc("--device asks for it");
+    }
+    if without_metadata.contains(&link.ifindex) {
+        return by_tc(NO_METADATA);
+    }
+    let footing = match footing(interfaces, link) {
+        Ok(footing) => footing,
+        Err(reason) => return by_tc(reason),
     };
-    Choice { link, mode, reason }
+    let mut wires = footing.iter().flat_map(|footing| &footing.wires);
+    let is_veth = |wire: &u32| interfaces.link(*wire).is_some_and(|wire| wire.kind == "veth");
+    if asked.is_none() && (link.kind == "veth" || wires.any(is_veth)) {
+        return by_tc("XDP on a veth takes segmentation offload from others; --device NAME=xdp asks for it");
+    }
+    Choice { link, mode: Mode::Xdp, reason: None, footing }
+}
+
+/// A device that carries another has the program that tells frames apart; for its own too.
+fn share<'a>(mut choices: Vec<Choice<'a>>) -> Vec<Choice<'a>> {
+    let carriers: BTreeSet<u32> =
+        choices.iter().filter_map(|choice| Some(choice.footing.as_ref()?.on)).collect();
+    for choice in &mut choices {
+        let ifindex = choice.link.ifindex;
+        if choice.mode == Mode::Xdp && choice.footing.is_none() && carriers.contains(&ifindex) {
+            choice.footing = Some(Footing::of(ifindex));
+        }
+    }
+    choices
 }
 
 /// The uplinks: those the operator named, otherwise those that carry a default route or one of the node's addresses
@@ -67,20 +95,20 @@ pub fn choose<'a>(
             let named = flags.iter().find(|flag| flag.name == link.name);
             named.or_else(|| flags.iter().find(|flag| flag.matches(&link.name)))
         };
-        return interfaces
+        let chosen = interfaces
             .links()
-            .filter_map(|link| Some(hook(link, flag_of(link)?.mode, without_metadata)))
-            .collect();
+            .filter_map(|link| Some(hook(interfaces, link, flag_of(link)?.mode, without_metadata)));
+        return share(chosen.collect());
     }
-    interfaces
+    let chosen = interfaces
         .links()
         .filter(|link| link.name != "lo" && link.kind != "dummy")
         .filter(|link| {
             default_routes.contains(&link.ifindex)
                 || interfaces.addresses(link.ifindex).any(|one| internal.contains(&one.address))
         })
-        .map(|link| hook(link, None, without_metadata))
-        .collect()
+        .map(|link| hook(interfaces, link, None, without_metadata));
+    share(chosen.collect())
 }
 
 /// What SNAT takes on this node.

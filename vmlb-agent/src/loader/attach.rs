@@ -57,6 +57,8 @@ pub struct Uplink {
     pub mode: Mode,
     /// Why it is not XDP.
     pub reason: Option<String>,
+    /// Name and index of the device that carries it and has its XDP program; `None`: itself.
+    pub carrier: Option<(String, u32)>,
 }
 
 /// A device to attach to.
@@ -88,25 +90,36 @@ impl Attacher {
         self.method
     }
 
-    /// Puts the programs of an uplink on a device, or swaps them into the links that are there. There is no moment
-    /// without a program if there was one before.
+    /// Puts the programs of an uplink on a device, or swaps them into the links that are there; XDP on `carrier`, where the
+    /// device is carried by that one. There is no moment without a program if there was one before; an XDP program that is
+    /// of no use any more is left to [`Attacher::detach`], others may need it.
     ///
     /// # Errors
     /// When a TC program cannot be attached. A driver that refuses native XDP is no error: TC takes over.
-    pub fn uplink(&mut self, ebpf: &mut Ebpf, place: Place<'_>, wanted: Mode) -> anyhow::Result<Uplink> {
+    pub fn uplink(
+        &mut self,
+        ebpf: &mut Ebpf,
+        place: Place<'_>,
+        wanted: Mode,
+        carrier: Option<Place<'_>>,
+    ) -> anyhow::Result<Uplink> {
         self.attach_tc(ebpf, place, Hook::Egress, programs::EGRESS)?;
         // Each change of mode has a moment with both hooks, none with neither: what one has translated is foreign to the other.
-        let refused = match wanted {
-            Mode::Xdp => self.attach_xdp(ebpf, place).err(),
-            Mode::Tc => None,
+        let refused = match (wanted, carrier) {
+            (Mode::Xdp, None) => self.attach_xdp(ebpf, place, programs::XDP).err(),
+            (Mode::Xdp, Some(carrier)) => self.attach_xdp(ebpf, carrier, programs::XDP_CARRIER).err(),
+            (Mode::Tc, _) => None,
         };
-        if wanted == Mode::Xdp && refused.is_none() {
-            self.attach_tc(ebpf, place, Hook::Ingress, programs::INGRESS)?;
-            return Ok(Uplink { mode: Mode::Xdp, reason: None });
+        let is_by_xdp = wanted == Mode::Xdp && refused.is_none();
+        // Frames of a device that another carries may come past its program: by a member that has just joined, or under the
+        // MAC address of a moment ago.
+        let ingress = if is_by_xdp && carrier.is_none() { programs::INGRESS } else { programs::INGRESS_FULL };
+        self.attach_tc(ebpf, place, Hook::Ingress, ingress)?;
+        if is_by_xdp {
+            let carrier = carrier.map(|carrier| (carrier.name.to_owned(), carrier.ifindex));
+            return Ok(Uplink { mode: Mode::Xdp, reason: None, carrier });
         }
-        self.attach_tc(ebpf, place, Hook::Ingress, programs::INGRESS_FULL)?;
-        self.detach(place.name, Hook::Xdp)?;
-        Ok(Uplink { mode: Mode::Tc, reason: refused.map(|error| format!("{error:#}")) })
+        Ok(Uplink { mode: Mode::Tc, reason: refused.map(|error| format!("{error:#}")), carrier: None })
     }
 
     /// Puts the reverse program on a pod's host-side device.
@@ -147,8 +160,10 @@ impl Attacher {
     pub fn is_intact(&self, place: Place<'_>, uplink: &Uplink) -> bool {
         let tc = (self.method == TcMethod::Tcx)
             .then_some([(Hook::Ingress, LinkHook::TcxIngress), (Hook::Egress, LinkHook::TcxEgress)]);
-        let xdp = (uplink.mode == Mode::Xdp).then_some((Hook::Xdp, LinkHook::Xdp));
-        tc.into_iter().flatten().chain(xdp).all(|(hook, expected)| {
+        let carrier = uplink.carrier.as_ref().map(|(name, ifindex)| Place { name, ifindex: *ifindex });
+        let xdp = (uplink.mode == Mode::Xdp).then_some((carrier.unwrap_or(place), Hook::Xdp, LinkHook::Xdp));
+        let tc = tc.into_iter().flatten().map(|(hook, expected)| (place, hook, expected));
+        tc.chain(xdp).all(|(place, hook, expected)| {
             let target = pinned_link_target(&self.root.link(place.name, hook)).ok().flatten();
             target.is_some_and(|target| target.ifindex == place.ifindex && target.hook == expected)
         })
@@ -179,8 +194,10 @@ impl Attacher {
         Ok(())
     }
 
-    fn attach_xdp(&self, ebpf: &mut Ebpf, place: Place<'_>) -> anyhow::Result<()> {
-        let program = ebpf.program_mut(programs::XDP).context("the BPF object has no XDP program")?;
+    fn attach_xdp(&self, ebpf: &mut Ebpf, place: Place<'_>, name: &str) -> anyhow::Result<()> {
+        let program =
+            ebpf.program_mut(name).with_context(|| format!("the BPF object has no program {name}"))?;
+        super::load_when_needed(name, program, &self.root)?;
         let program: &mut Xdp = program.try_into()?;
         let pin = self.root.link(place.name, Hook::Xdp);
         if let Some(link) = self.adopt(&pin, place, LinkHook::Xdp) {

@@ -23,7 +23,8 @@ pub struct Sizes {
     /// again while it changes
     #[arg(long, value_name = "N", default_value_t = 4_194_304, value_parser = clap::value_parser!(u32).range(1024..=268_435_456))]
     pub slots: u32,
-    /// Pairs of address and port that clients use, for each of IPv4 and IPv6
+    /// Pairs of address and port that clients use, for each of IPv4 and IPv6; a node port takes one for each address of the
+    /// node, and one more for those of all other nodes
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     pub frontends: u32,
     /// Clients of Services with session affinity, for each of IPv4 and IPv6; as many again that have no proved flow yet

@@ -1,7 +1,7 @@
 //! Taking over what is installed: from records to ledgers, ids and slots. The same on the first start, after a restart and
 //! after a write that failed half way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -25,7 +25,7 @@ use super::{Endpoint, Installation, Unplaced, family_of};
 use crate::desired::{Frontend, PortKey, Side, TableKey};
 use crate::identity::Identity;
 use crate::index::slice::Family;
-use crate::tables::{Capacity, InFlows, Record};
+use crate::tables::{Capacity, InFlows, Record, Shelf};
 
 /// Records by kind.
 #[derive(Default)]
@@ -99,7 +99,7 @@ impl Installation {
             lingering,
             slots,
             digests,
-            fresh: BTreeMap::new(),
+            fresh: Shelf::default(),
             revision: found.revision.max(previous.map_or(0, |previous| previous.revision)),
             local_pods: std::collections::HashSet::new(),
             snat_ports: BTreeSet::new(),

@@ -10,7 +10,7 @@ use vmlb_common::abi::{self, EligibleKey, FrontendFlags, Gate, Role, Selection, 
 use super::names::{backend_name, service_name};
 use super::{EMPTY, Installation, family_of};
 use crate::desired::service::{Chosen, TableView};
-use crate::desired::{Admission, Desired, Frontend, TableKey, TargetName};
+use crate::desired::{Admission, Desired, Frontend, TableKey, TargetName, in_order};
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::maglev::{self, Contender, Seed};
@@ -25,29 +25,34 @@ impl Installation {
     /// Takes the dirty parts of `desired` into the ledgers and empties the dirty sets.
     pub fn resolve(&mut self, desired: &mut Desired, warnings: &mut Warnings, now: Instant) {
         self.slots.collect(now);
-        desired.dirty.backends.append(&mut self.unplaced.backends);
-        desired.dirty.backends.append(&mut self.unfinished);
-        for identity in std::mem::take(&mut desired.dirty.backends) {
+        desired.dirty.backends.extend(std::mem::take(&mut self.unplaced.backends));
+        desired.dirty.backends.extend(std::mem::take(&mut self.unfinished));
+        for identity in in_order(&mut desired.dirty.backends) {
             self.resolve_backend(desired, &identity, warnings);
         }
-        desired.dirty.addresses.append(&mut self.unplaced.addresses);
-        for address in std::mem::take(&mut desired.dirty.addresses) {
+        desired.dirty.addresses.extend(std::mem::take(&mut self.unplaced.addresses));
+        for address in in_order(&mut desired.dirty.addresses) {
             self.resolve_address(desired, address, warnings);
         }
-        desired.dirty.targets.append(&mut self.unplaced.targets);
-        for target in std::mem::take(&mut desired.dirty.targets) {
+        desired.dirty.targets.extend(std::mem::take(&mut self.unplaced.targets));
+        for target in in_order(&mut desired.dirty.targets) {
             self.resolve_target(desired, &target, warnings);
         }
         let unplaced = std::mem::take(&mut self.unplaced.tables);
         desired.dirty.tables.extend(unplaced.into_keys());
-        let dirty = std::mem::take(&mut desired.dirty.tables);
+        let dirty = in_order(&mut desired.dirty.tables);
         // Those that go make room for those that come, if only after their grace.
         let (stay, go): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|key| desired.table(key).is_some());
         for key in go.iter().chain(&stay) {
             self.resolve_table(desired, key, warnings, now);
         }
-        desired.dirty.frontends.append(&mut self.unplaced.frontends);
-        for frontend in std::mem::take(&mut desired.dirty.frontends) {
+        // Apart from the tables, whose slots take much memory until they are written: small pieces that stay would be all
+        // over it.
+        for key in &stay {
+            self.resolve_tags(desired, key, warnings);
+        }
+        desired.dirty.frontends.extend(std::mem::take(&mut self.unplaced.frontends));
+        for frontend in in_order(&mut desired.dirty.frontends) {
             self.resolve_frontend(desired, frontend, warnings);
         }
     }
@@ -138,15 +143,15 @@ impl Installation {
     }
 
     fn resolve_address(&mut self, desired: &Desired, address: IpAddr, warnings: &mut Warnings) {
-        let claims: Vec<_> = desired.address_claims(address).collect();
-        let winner = claims.iter().find_map(|claim| Some((*claim, self.placed(&claim.identity)?)));
+        let claims = desired.address_claims(address);
+        let winner = claims.iter().find_map(|(claim, identity)| Some((*claim, self.placed(identity)?)));
         let mut found = Vec::new();
-        if let [first, others @ ..] = &claims[..] {
+        if let [(_, first), others @ ..] = &claims[..] {
             let name = |identity: &Identity| {
                 desired.backend(identity).map(|view| format!("{}/{}", view.namespace, view.name))
             };
-            for other in others.iter().filter(|other| other.identity != first.identity) {
-                let (Some(first), Some(other)) = (name(&first.identity), name(&other.identity)) else {
+            for (_, other) in others {
+                let (Some(first), Some(other)) = (name(first), name(other)) else {
                     continue;
                 };
                 let object = other.split_once('/').map_or(("", &*other), |parts| parts);
@@ -207,10 +212,7 @@ impl Installation {
         warnings: &mut Warnings,
         now: Instant,
     ) {
-        let subject = Subject::Capacity(Name::new(
-            &key.0.service.to_string(),
-            &format!("{}/{}/{:?}", key.0.port, key.0.protocol.name(), key.1),
-        ));
+        let subject = table_subject(key);
         warnings.set(subject.clone(), Vec::new());
         let Some((port, table)) = desired.table(key) else {
             self.withdraw(key, now);
@@ -219,15 +221,7 @@ impl Installation {
         };
         let name = service_name(&key.0, &port.name);
         match self.place(key, table, now) {
-            Ok(id) => {
-                self.service_names.want(id, Some(name));
-                let tags = self.tags_of(desired, id, port);
-                if !self.tags.set(id, tags, self.capacity.tags) {
-                    let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
-                    let message = format!("port {} is not served to tunnels from other nodes", key.0.port);
-                    warnings.set(subject, vec![full(&object, &message, "--backends")]);
-                }
-            }
+            Ok(id) => self.service_names.want(id, Some(name)),
             Err(flag) => {
                 self.unplaced.tables.insert(key.clone(), flag);
                 let is_serving =
@@ -245,6 +239,19 @@ impl Installation {
             }
         }
         desired.touch_frontends(&key.0);
+    }
+
+    /// What tunnels from other nodes call the backends of a table that is served.
+    fn resolve_tags(&mut self, desired: &Desired, key: &TableKey, warnings: &mut Warnings) {
+        let Some((port, _)) = desired.table(key) else { return };
+        let served = self.service_ids.get(key).filter(|id| self.services.wanted(id).is_some());
+        let Some(id) = served.filter(|_| !self.unplaced.tables.contains_key(key)) else { return };
+        let tags = self.tags_of(desired, id, port);
+        if !self.tags.set(id, tags, self.capacity.tags) {
+            let object = ObjectRef { kind: Kind::Service, name: key.0.service.clone() };
+            let message = format!("port {} is not served to tunnels from other nodes", key.0.port);
+            warnings.set(table_subject(key), vec![full(&object, &message, "--backends")]);
+        }
     }
 
     /// Gives a table its id, its slice and what it knows of clients; else says the flag that makes room.
@@ -290,7 +297,7 @@ impl Installation {
         let selection = self.slots.allocate(content.len() as u32)?;
         self.retire(id, now);
         self.digests.insert(id, digest);
-        self.fresh.insert(selection.offset, content);
+        self.fresh.put(selection.offset, content);
         Some(selection)
     }
 
@@ -366,6 +373,12 @@ impl Installation {
             _ => {}
         }
     }
+}
+
+/// What warnings about a table that does not fit are about.
+fn table_subject(key: &TableKey) -> Subject {
+    let (service, port) = (key.0.service.to_string(), &key.0);
+    Subject::Capacity(Name::new(&service, &format!("{}/{}/{:?}", port.port, port.protocol.name(), key.1)))
 }
 
 /// What a slice holds, in 64 bits.

@@ -1,7 +1,7 @@
 //! Room in the flat array of selection tables. A slice that is no longer pointed to is left as it is for a while: a packet
 //! that has just read the old selection still finds its backends there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use vmlb_common::abi::Selection;
@@ -14,7 +14,7 @@ pub const GRACE: Duration = Duration::from_millis(20);
 pub struct Slots {
     by_offset: BTreeMap<u32, u32>,
     by_size: BTreeSet<(u32, u32)>,
-    taken: BTreeMap<u32, u32>,
+    taken: HashMap<u32, u32>,
     retired: Vec<(Selection, Instant)>,
 }
 

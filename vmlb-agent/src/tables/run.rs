@@ -1,5 +1,9 @@
 //! What a selection table holds, as it lies in memory until it is written.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
 use vmlb_common::abi::Target;
 
 /// A run of slots. At a start the tables of all Services are made at once, so the few targets that take turns in a table
@@ -9,7 +13,16 @@ pub struct Run(Held);
 
 #[derive(Clone, Debug)]
 enum Held {
-    Turns { targets: Vec<Target>, places: Vec<u16> },
+    Turns {
+        targets: Vec<Target>,
+        places: Vec<u16>,
+    },
+    /// The same, the places among those of others.
+    Shelved {
+        targets: Vec<Target>,
+        shelf: Arc<Vec<u16>>,
+        places: Range<usize>,
+    },
     Whole(Vec<Target>),
 }
 
@@ -30,6 +43,7 @@ impl Run {
     pub fn len(&self) -> usize {
         match &self.0 {
             Held::Turns { places, .. } => places.len(),
+            Held::Shelved { places, .. } => places.len(),
             Held::Whole(slots) => slots.len(),
         }
     }
@@ -43,10 +57,12 @@ impl Run {
     /// The slots.
     #[must_use]
     pub fn slots(&self) -> Vec<Target> {
+        let turns = |targets: &[Target], places: &[u16]| {
+            places.iter().map(|place| targets[usize::from(*place)]).collect()
+        };
         match &self.0 {
-            Held::Turns { targets, places } => {
-                places.iter().map(|place| targets[usize::from(*place)]).collect()
-            }
+            Held::Turns { targets, places } => turns(targets, places),
+            Held::Shelved { targets, shelf, places } => turns(targets, &shelf[places.clone()]),
             Held::Whole(slots) => slots.clone(),
         }
     }
@@ -66,9 +82,57 @@ impl PartialEq for Run {
 
 impl Eq for Run {}
 
+/// Runs by offset that wait to be written. Their places lie in one piece of memory: in thousands of pieces, whatever small
+/// thing came to lie between them would keep a page each after they are gone.
+#[derive(Clone, Debug, Default)]
+pub struct Shelf {
+    places: Vec<u16>,
+    runs: BTreeMap<u32, (Vec<Target>, Range<usize>)>,
+    others: BTreeMap<u32, Run>,
+}
+
+impl Shelf {
+    /// Puts a run here.
+    pub fn put(&mut self, offset: u32, run: Run) {
+        let Held::Turns { targets, places } = run.0 else {
+            self.others.insert(offset, run);
+            return;
+        };
+        let start = self.places.len();
+        self.places.extend(places);
+        self.runs.insert(offset, (targets, start..self.places.len()));
+    }
+
+    /// Takes all of them.
+    pub fn take(&mut self) -> impl Iterator<Item = (u32, Run)> + use<> {
+        let Self { places, runs, others } = std::mem::take(self);
+        let shelf = Arc::new(places);
+        let shelved = runs.into_iter().map(move |(offset, (targets, places))| {
+            (offset, Run(Held::Shelved { targets, shelf: shelf.clone(), places }))
+        });
+        shelved.chain(others)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_from_a_shelf_is_what_was_put_there() {
+        let targets: Vec<Target> =
+            (0..70_000).map(|backend| Target { backend, ..Target::default() }).collect();
+        let mut shelf = Shelf::default();
+        let runs = [(40, &[1, 0, 1, 2][..]), (7, &[3, 3]), (90, &[69_999, 0]), (60, &[])];
+        let run = |places: &[u32]| Run::of_places(targets.clone(), places);
+        for (offset, places) in runs {
+            shelf.put(offset, run(places));
+        }
+        let taken: BTreeMap<u32, Run> = shelf.take().collect();
+        assert_eq!(taken, runs.into_iter().map(|(offset, places)| (offset, run(places))).collect());
+        assert!(taken.iter().all(|(_, run)| run.len() == run.slots().len()));
+        assert_eq!(shelf.take().count(), 0);
+    }
 
     #[test]
     fn a_run_is_its_slots_however_it_is_held() {

@@ -314,6 +314,7 @@ mod tests {
     fn words(events: &[Event]) -> Vec<String> {
         let word = |event: &Event| match event {
             Event::Apply { source, object } => format!("{source} {}", object.reference()),
+            Event::Judged(judged) => format!(" {}", judged.object),
             Event::Keep(object) => format!("keep {object}"),
             Event::Delete(object) => format!("delete {object}"),
             Event::Listed(kind) => format!("listed {}", kind.name()),

@@ -28,13 +28,15 @@ impl Validity {
     #[inline(always)]
     pub(super) fn new<P: Packet, K: Kernel>(kernel: &K, version: u32) -> Option<Self> {
         let settings = kernel.settings()?;
-        // What TC may use XDP may not (no MAC address, no transmission), so the two do not believe each other's hops.
+        // What TC may use XDP may not (no MAC address, no transmission), nor every XDP program what another may (tags): they
+        // do not believe each other's hops.
         let hook = match P::SENDING {
+            Sending::Frames if P::SENDS_BY & DeviceFlags::CARRIED != 0 => 0x4000_0000,
             Sending::Frames => 0,
             Sending::Packets => 0x8000_0000,
         };
         Some(Self {
-            stamp: settings.generation.wrapping_mul(2).wrapping_add(version) & 0x7fff_ffff | hook,
+            stamp: settings.generation.wrapping_mul(2).wrapping_add(version) & 0x3fff_ffff | hook,
             now: kernel.now(),
             oldest: settings.hz.wrapping_mul(BELIEVED),
         })
@@ -153,7 +155,7 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
         return Verdict::punt(Reason::FOREIGN_DEVICE).number();
     }
     if P::SENDING == Sending::Frames {
-        if flags & DeviceFlags::XDP_TRANSMIT == 0 {
+        if flags & P::SENDS_BY == 0 {
             // TC has no answer for what is too large.
             let verdict = fits::<F, P>(packet, hop.mtu);
             return if verdict.is_final() { verdict } else { Verdict::defer(Reason::NO_TRANSMIT) }.number();

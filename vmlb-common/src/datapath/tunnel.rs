@@ -146,9 +146,9 @@ fn within_reach<F: Family, P: Packet, K: Kernel + Tables<F>>(
     kernel: &K,
     key: &FlowKey<F::Address>,
 ) -> u32 {
-    let (Some(found), Some(validity)) = (find::<F, K>(kernel, key), Validity::new::<P, K>(kernel, 0)) else {
-        return Verdict::CONTINUE.number();
-    };
+    // The validity first: LLVM would carry what was not found through the question for it, in a register without a value.
+    let Some(validity) = Validity::new::<P, K>(kernel, 0) else { return Verdict::CONTINUE.number() };
+    let Some(found) = find::<F, K>(kernel, key) else { return Verdict::CONTINUE.number() };
     hop::aim(packet, kernel, &validity, found.reply.hop(), &way_to_client::<F>(key)).number()
 }
 

@@ -4,12 +4,13 @@ use core::ffi::c_void;
 use core::marker::PhantomData;
 use std::vec::Vec;
 
+use crate::abi::DeviceFlags;
 use crate::checksum::Delta;
 use crate::family::Family;
 use crate::live::Slot;
-use crate::packet::{Frame, Packet, Sending, address_frame, fix_header_in_place, fix_in_place};
+use crate::packet::{Frame, Lane, Packet, Sending, Trunk, address_frame, fix_header_in_place, fix_in_place};
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Protocol, TcpHeader, UdpHeader, Wire};
+use crate::wire::{Be16, Ethernet, Ethertype, Protocol, TcpHeader, UdpHeader, Wire};
 
 /// Words of an Ethernet header.
 const ETHERNET: usize = 7;
@@ -18,17 +19,37 @@ const ETHERNET: usize = 7;
 #[derive(Clone, Copy, Debug)]
 pub struct Xdp;
 
+/// Marks a buffer that behaves like a frame at XDP of a device that carries others.
+#[derive(Clone, Copy, Debug)]
+pub struct Carrier;
+
+/// Hooks that send frames.
+pub trait Frames {
+    /// As [`Packet::SENDS_BY`].
+    const SENDS_BY: u32;
+}
+
+impl Frames for Xdp {
+    const SENDS_BY: u32 = DeviceFlags::XDP_TRANSMIT;
+}
+
+impl Frames for Carrier {
+    const SENDS_BY: u32 = DeviceFlags::XDP_TRANSMIT | DeviceFlags::CARRIED;
+}
+
 /// Marks a buffer that behaves like a packet with full checksums at TC.
 #[derive(Clone, Copy, Debug)]
 pub struct Tc;
 
-/// A frame in memory at hook `H`, [`Xdp`] or [`Tc`].
+/// A frame in memory at hook `H`, [`Xdp`], [`Carrier`] or [`Tc`].
 #[derive(Clone, Debug)]
 pub struct Buffer<H> {
     /// Words, because views are aligned to two.
     words: Vec<u16>,
     length: usize,
     device: u32,
+    wire: u32,
+    lane: Lane,
     sent_by: Option<u32>,
     hook: PhantomData<H>,
 }
@@ -42,7 +63,15 @@ impl<H> Buffer<H> {
         assert!(u32::try_from(frame.len()).is_ok(), "no device carries frames of 4 GiB");
         let word = |pair: &[u8]| u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
         let words = frame.chunks(2).map(word).collect();
-        Self { words, length: frame.len(), device, sent_by: None, hook: PhantomData }
+        Self {
+            words,
+            length: frame.len(),
+            device,
+            wire: device,
+            lane: Lane::default(),
+            sent_by: None,
+            hook: PhantomData,
+        }
     }
 
     /// The frame as it is now.
@@ -103,8 +132,9 @@ impl<H> Buffer<H> {
     }
 }
 
-impl Packet for Buffer<Xdp> {
+impl<H: Frames> Packet for Buffer<H> {
     const SENDING: Sending = Sending::Frames;
+    const SENDS_BY: u32 = H::SENDS_BY;
 
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
         self.look()
@@ -166,13 +196,47 @@ impl Packet for Buffer<Xdp> {
 
     fn send(&mut self, hop: Slot) -> Verdict {
         address_frame(self, hop);
+        if hop.ifindex() == self.device {
+            self.sent_by = Some(self.wire);
+            return Verdict::TRANSMIT;
+        }
+        self.lane.exit = hop.ifindex();
         self.sent_by = Some(hop.ifindex());
-        if hop.ifindex() == self.device { Verdict::TRANSMIT } else { Verdict::REDIRECT }
+        Verdict::REDIRECT
+    }
+}
+
+impl Trunk for Buffer<Carrier> {
+    fn wire(&self) -> u32 {
+        self.wire
+    }
+
+    fn note(&mut self, lane: Lane) {
+        self.device = lane.ifindex;
+        self.lane = lane;
+    }
+
+    fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    fn shift(&mut self, by: i32, ethertype: Ethertype) -> bool {
+        if by < 0 {
+            self.widen(by.unsigned_abs());
+        } else if !self.narrow(by.unsigned_abs()) {
+            return false;
+        }
+        self.look::<Ethernet>().map(|ethernet| ethernet.ethertype = ethertype).is_some()
+    }
+
+    fn redirect(&mut self, ifindex: u32) {
+        self.sent_by = Some(ifindex);
     }
 }
 
 impl Packet for Buffer<Tc> {
     const SENDING: Sending = Sending::Packets;
+    const SENDS_BY: u32 = 0;
 
     fn view<T: Wire>(&mut self) -> Option<&mut T> {
         self.look()

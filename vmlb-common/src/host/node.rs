@@ -11,11 +11,11 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::abi::{
-    Arrival, Bucket, Device, EligibleKey, Gate, Service, Settings, TagKey, Target, TargetKey, Traffic, Tries,
-    Turn,
+    Arrival, Bucket, Carried, CarriedKey, Carrier, Device, EligibleKey, Gate, Service, Settings, TagKey,
+    Target, TargetKey, Traffic, Tries, Turn,
 };
 use crate::family::{Address, Address4, Address6, Family, V4, V6};
-use crate::kernel::{Ends, Kernel, Query, Route, Search, Step};
+use crate::kernel::{Carriers, Ends, Kernel, Query, Route, Search, Step};
 use crate::live::Live;
 use crate::packet::Packet;
 use crate::verdict::Reason;
@@ -98,6 +98,8 @@ pub struct Node {
     targets: BTreeSet<TargetKey>,
     eligible: BTreeSet<EligibleKey>,
     tags: BTreeMap<TagKey, Target>,
+    carried: BTreeMap<CarriedKey, Carried>,
+    carriers: BTreeMap<u32, Carrier>,
     turns: RefCell<BTreeMap<u32, Rc<UnsafeCell<Turn>>>>,
     arrivals: RefCell<Vec<Arrival>>,
     answers: Cell<Bucket>,
@@ -134,6 +136,8 @@ impl Node {
             targets: BTreeSet::new(),
             eligible: BTreeSet::new(),
             tags: BTreeMap::new(),
+            carried: BTreeMap::new(),
+            carriers: BTreeMap::new(),
             turns: RefCell::default(),
             arrivals: RefCell::default(),
             answers: Cell::default(),
@@ -206,6 +210,16 @@ impl Node {
     /// Replaces what the tags of other nodes' tunnels mean.
     pub fn set_tags(&mut self, to: impl IntoIterator<Item = (TagKey, Target)>) {
         self.tags = to.into_iter().collect();
+    }
+
+    /// Replaces which devices carry which.
+    pub fn set_carried(
+        &mut self,
+        carried: impl IntoIterator<Item = (CarriedKey, Carried)>,
+        carriers: impl IntoIterator<Item = (u32, Carrier)>,
+    ) {
+        self.carried = carried.into_iter().collect();
+        self.carriers = carriers.into_iter().collect();
     }
 
     /// Writes which endpoint of a backend is the present one.
@@ -306,6 +320,16 @@ fn ip<A: Address>(address: &A) -> IpAddr {
         (Some(v4), _) => V4::to_ip(v4),
         (_, Some(v6)) => V6::to_ip(v6),
         _ => unreachable!("the family trait is sealed"),
+    }
+}
+
+impl Carriers for Node {
+    fn carried(&self, key: &CarriedKey) -> Option<Carried> {
+        self.carried.get(key).copied()
+    }
+
+    fn carrier(&self, ifindex: u32) -> Option<Carrier> {
+        self.carriers.get(&ifindex).copied()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
+use crate::interface::footing::hidden_tags;
 use crate::interface::uplinks::{WithoutMetadata, choose};
 use crate::interface::watch::Netlink;
 use crate::interface::{Link, offloads};
@@ -25,6 +26,10 @@ pub(super) struct Uplink {
     pub mode: Mode,
     /// Why it is not XDP.
     reason: Option<&'static str>,
+    /// What carries it and would get its XDP program, for people; `None`: itself.
+    on: Option<String>,
+    /// Why XDP would not see its tags there.
+    hidden: Option<String>,
     /// `NETDEV_XDP_ACT_*`; `None`: the kernel does not tell.
     xdp: Option<u64>,
     /// Offloads that are on.
@@ -46,13 +51,21 @@ pub(super) async fn uplinks(flags: &[DeviceFlag]) -> anyhow::Result<Vec<Uplink>>
     let chosen = choose(flags, &interfaces, &routes, &[], &WithoutMetadata::new());
     Ok(chosen
         .into_iter()
-        .map(|choice| Uplink {
-            xdp: features.xdp(choice.link.ifindex),
-            offloads: offloads::active(choice.link.ifindex).unwrap_or_default(),
-            driver: driver(&choice.link.name),
-            link: choice.link.clone(),
-            mode: choice.mode,
-            reason: choice.reason,
+        .map(|choice| {
+            let footing = choice.footing.as_ref();
+            let carrier = footing.and_then(|footing| interfaces.link(footing.on));
+            let place = carrier.unwrap_or(choice.link);
+            let named = footing.filter(|footing| footing.on != choice.link.ifindex);
+            Uplink {
+                xdp: features.xdp(place.ifindex),
+                offloads: offloads::active(place.ifindex).unwrap_or_default(),
+                driver: driver(&place.name),
+                on: named.map(|footing| footing.describe(&place.name)),
+                hidden: footing.and_then(|footing| hidden_tags(&interfaces, footing)),
+                link: choice.link.clone(),
+                mode: choice.mode,
+                reason: choice.reason,
+            }
         })
         .collect())
 }
@@ -87,6 +100,11 @@ fn about(uplink: &Uplink) -> Vec<Finding> {
         findings.push(say(Weight::Ok, message, ""));
         return findings;
     }
+    if let Some(hidden) = &uplink.hidden {
+        let (why, remedy) = hidden.split_once("; ").unwrap_or((hidden, ""));
+        findings.push(say(Weight::Warning, format!("gets TC: {why}"), remedy));
+        return findings;
+    }
     match uplink.xdp {
         Some(features) if features & BASIC == 0 => findings.push(say(
             Weight::Warning,
@@ -96,12 +114,18 @@ fn about(uplink: &Uplink) -> Vec<Finding> {
             ),
             "none needed; a newer kernel or driver may have it",
         )),
-        Some(features) => findings.extend(native(uplink, features, &by_tc, &say)),
-        None => findings.push(say(
-            Weight::Note,
-            format!("the kernel does not tell whether driver {} has XDP; the agent tries", shown(uplink)),
-            "",
-        )),
+        Some(features) => {
+            findings.extend(native(uplink, features, &by_tc, &say));
+            findings.extend(costs(uplink, &by_tc, &say));
+        }
+        None => {
+            findings.push(say(
+                Weight::Note,
+                format!("the kernel does not tell whether driver {} has XDP; the agent tries", shown(uplink)),
+                "",
+            ));
+            findings.extend(costs(uplink, &by_tc, &say));
+        }
     }
     findings
 }
@@ -119,7 +143,8 @@ fn native(
     by_tc: &str,
     say: &dyn Fn(Weight, String, &str) -> Finding,
 ) -> Vec<Finding> {
-    let mut findings = vec![say(Weight::Ok, format!("has native XDP (driver {})", shown(uplink)), "")];
+    let on = uplink.on.as_ref().map(|on| format!(" on {on}")).unwrap_or_default();
+    let mut findings = vec![say(Weight::Ok, format!("has native XDP{on} (driver {})", shown(uplink)), "")];
     if features & TRANSMIT == 0 {
         let far = if uplink.link.kind == "veth" { "; its peer has no XDP program" } else { "" };
         findings.push(say(
@@ -138,6 +163,12 @@ fn native(
             &format!("an MTU of {ONE_PAGE} or less, or {by_tc}"),
         ));
     }
+    findings
+}
+
+/// What XDP costs those who have nothing to do with vmlb.
+fn costs(uplink: &Uplink, by_tc: &str, say: &dyn Fn(Weight, String, &str) -> Finding) -> Vec<Finding> {
+    let mut findings = Vec::new();
     let costs: Vec<&str> = [("rx-lro", "LRO"), ("rx-gro-hw", "GRO in hardware")]
         .into_iter()
         .filter(|(feature, _)| uplink.offloads.contains(*feature))
@@ -178,7 +209,16 @@ mod tests {
 
     fn uplink(kind: &str, driver: &str, mode: Mode, xdp: Option<u64>) -> Uplink {
         let link = Link { name: "eth0".into(), kind: kind.into(), up: true, mtu: 1500, ..Link::default() };
-        Uplink { link, mode, reason: None, xdp, offloads: BTreeSet::new(), driver: driver.into() }
+        Uplink {
+            link,
+            mode,
+            reason: None,
+            on: None,
+            hidden: None,
+            xdp,
+            offloads: BTreeSet::new(),
+            driver: driver.into(),
+        }
     }
 
     fn warnings(uplink: &Uplink) -> Vec<String> {
@@ -198,6 +238,20 @@ mod tests {
         assert_eq!(warnings(&uplink("veth", "", Mode::Xdp, Some(BASIC))).len(), 1);
         assert!(warnings(&uplink("veth", "", Mode::Tc, Some(BASIC))).is_empty());
         assert_eq!(warnings(&uplink("", "virtio_net", Mode::Xdp, Some(BASIC | TRANSMIT))).len(), 1);
+    }
+
+    #[test]
+    fn an_old_kernel_that_tells_nothing_of_xdp_hides_no_costs() {
+        assert_eq!(warnings(&uplink("veth", "", Mode::Xdp, None)).len(), 1);
+        assert_eq!(warnings(&uplink("", "virtio_net", Mode::Xdp, None)).len(), 1);
+    }
+
+    #[test]
+    fn tags_that_hardware_takes_out_are_told_with_the_switch() {
+        let hidden = Some("eth0 takes VLAN tags out; ethtool -K eth0 rxvlan off leaves them in".to_owned());
+        let vlan = Uplink { hidden, ..uplink("vlan", "ice", Mode::Xdp, Some(BASIC | TRANSMIT)) };
+        let expected = "gets TC: eth0 takes VLAN tags out -> ethtool -K eth0 rxvlan off leaves them in";
+        assert_eq!(warnings(&vlan), [expected]);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) struct DeviceStatus {
     pub snat_v6: Option<IpAddr>,
     /// Why not by XDP.
     pub reason: Option<String>,
+    /// The device that carries it and has its XDP program, with tags.
+    pub on: Option<String>,
 }
 
 /// Names and modes come from the links that are pinned; filters of clsact have no pins, there the agent's word counts.
@@ -51,11 +53,12 @@ pub(super) fn read(root: &PinRoot, state: Option<&State>) -> anyhow::Result<Vec<
             DeviceStatus {
                 name,
                 ifindex,
-                mode,
+                mode: told.filter(|told| told.on.is_some()).map_or(mode, |told| Some(told.mode)),
                 flags: flags(device.flags),
                 snat_v4: Some(v4).filter(|address| !address.is_unspecified()),
                 snat_v6: Some(v6).filter(|address| !address.is_unspecified()),
                 reason: told.and_then(|told| told.reason.clone()),
+                on: told.and_then(|told| told.on.clone()),
             }
         })
         .collect();
@@ -71,6 +74,7 @@ fn flags(bits: u32) -> Vec<&'static str> {
         (DeviceFlags::DIRECT, "direct"),
         (DeviceFlags::OVERLAY, "overlay"),
         (DeviceFlags::NO_METADATA, "no-metadata"),
+        (DeviceFlags::CARRIED, "carried"),
     ];
     words.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| word).collect()
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::super::table::Table;
+use super::devices::DeviceStatus;
 use super::{Output, Status, WatchStatus};
 use crate::loader::attach::Mode;
 use crate::watch::kube::Phase;
@@ -124,13 +125,18 @@ fn devices(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         table.row(vec![
             device.name.clone(),
             device.ifindex.to_string(),
-            device.mode.map_or("?", Mode::name).to_owned(),
+            hook(device),
             device.flags.join(","),
             addresses.collect::<Vec<_>>().join(","),
             device.reason.clone().unwrap_or_default(),
         ])?;
     }
     table.end()
+}
+
+fn hook(device: &DeviceStatus) -> String {
+    let name = device.mode.map_or("?", Mode::name);
+    device.on.as_ref().map_or_else(|| name.to_owned(), |on| format!("{name} on {on}"))
 }
 
 fn flows(out: &mut dyn Write, status: &Status) -> io::Result<()> {

@@ -6,9 +6,9 @@ use std::hash::Hash;
 
 use anyhow::{Context, bail, ensure};
 use vmlb_common::abi::{
-    Affinity, Backend, BackendName, ClientKey, Device, EligibleKey, Flow, FlowKey, Frontend, FrontendKey,
-    Inherited, NeighbourKey, Pod, RangeKey, Reply, ReplyKey, Service, ServiceName, Settings, TagKey, Target,
-    TargetKey, Traffic, Turn, WireKey, names,
+    Affinity, Backend, BackendName, Carried, CarriedKey, Carrier, ClientKey, Device, EligibleKey, Flow,
+    FlowKey, Frontend, FrontendKey, Inherited, NeighbourKey, Pod, RangeKey, Reply, ReplyKey, Service,
+    ServiceName, Settings, TagKey, Target, TargetKey, Traffic, Turn, WireKey, names,
 };
 use vmlb_common::family::{Address, Address4, Address6};
 
@@ -29,6 +29,8 @@ pub fn mirror(name: &'static str, from: &PinRoot, to: &PinRoot) -> anyhow::Resul
         names::SERVICES => way.array::<Service>(),
         names::SLOTS => way.slots(),
         names::DEVICES => way.hash::<u32, Device>(),
+        names::CARRIED => way.hash::<CarriedKey, Carried>(),
+        names::CARRIERS => way.hash::<u32, Carrier>(),
         names::TARGETS => way.hash::<TargetKey, u32>(),
         names::ELIGIBLE => way.hash::<EligibleKey, u32>(),
         names::SERVICE_NAMES => way.hash::<u32, ServiceName>(),

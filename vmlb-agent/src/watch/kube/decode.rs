@@ -152,7 +152,28 @@ pub(super) fn item(kind: Kind, json: &str) -> Item {
 }
 
 fn parse<T: DeserializeOwned>(json: &str) -> serde_json::Result<T> {
-    serde_json::from_str(json)
+    serde_json::from_str(&without_managed_fields(json))
+}
+
+/// An object without the record of who set which field: as long as the rest of it, many small pieces of memory when read,
+/// and nothing that is looked at.
+fn without_managed_fields(json: &str) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Outline<'a> {
+        #[serde(borrow)]
+        metadata: Metadata<'a>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata<'a> {
+        #[serde(borrow)]
+        managed_fields: &'a RawValue,
+    }
+    // What has none, or is odd in some way, is for the parser to judge as it came.
+    let Ok(outline) = serde_json::from_str::<Outline<'_>>(json) else { return Cow::Borrowed(json) };
+    let fields = outline.metadata.managed_fields.get();
+    let start = fields.as_ptr().addr() - json.as_ptr().addr();
+    Cow::Owned([&json[..start], "[]", &json[start + fields.len()..]].concat())
 }
 
 fn shorten_message(text: &str) -> String {
@@ -246,6 +267,24 @@ mod tests {
         assert!(Page::read(Kind::Pod, text.as_bytes()).is_ok_and(|page| page.items().count() == 0));
         assert!(Page::read(Kind::Node, text.as_bytes()).is_err());
         assert!(Page::read(Kind::Pod, &text.as_bytes()[..40]).is_err());
+    }
+
+    #[test]
+    fn who_set_which_field_is_not_read_and_all_else_is() {
+        let fields = r#"[{"manager": "x", "fieldsV1": {"f:metadata": {"f:labels": {}}}}]"#;
+        let with = |fields: &str| {
+            format!(
+                r#"{{"metadata": {{"name": "a", "managedFields": {fields}, "uid": "\u0075é"}}, "status": {{"x": "managedFields"}}}}"#
+            )
+        };
+        assert_eq!(without_managed_fields(&with(fields)), with("[]"));
+        assert!(matches!(item(Kind::Node, &with(fields)),
+            Item::Sound(Object::Node(node)) if node.metadata.uid.as_deref() == Some("ué")));
+        // What is not an object's usual form is as it was.
+        let twice = r#"{"metadata": {"name": "a", "managedFields": [], "managedFields": []}}"#;
+        for json in [&*with(fields).replace("managedFields", "fields"), twice, "{", "[]", ""] {
+            assert_eq!(without_managed_fields(json), json);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::decode::{self, Incarnation, Item, Line, Page};
 use super::failure::Failure;
 use super::patience::Patience;
 use super::stream::ask;
+use crate::cluster::Judged;
 use crate::object::{Kind, ObjectRef};
 use crate::warning::Warning;
 use crate::watch::{Event, Object};
@@ -179,7 +180,7 @@ impl Watcher {
                 events.push(match decode::item(kind, json) {
                     Item::Sound(object) => {
                         is_own_there |= self.is_own(&object.reference());
-                        Event::Apply { source: "".into(), object }
+                        Event::Judged(Judged::of(&object))
                     }
                     Item::Unreadable(reference, why) => {
                         is_own_there |= self.is_own(&reference);
@@ -319,7 +320,7 @@ impl Watcher {
                         if !self.trouble.unreadable.is_empty() {
                             self.trouble.unreadable.remove(&object.reference());
                         }
-                        Some(Event::Apply { source: "".into(), object })
+                        Some(Event::Judged(Judged::of(&object)))
                     }
                     Item::Unreadable(reference, why) => {
                         self.trouble.unreadable.insert(reference.clone(), why);

@@ -65,6 +65,7 @@ fn octets([a, b, c]: [Be16; 3]) -> [u8; 6] {
 
 impl<P: Packet> Packet for First<P> {
     const SENDING: Sending = P::SENDING;
+    const SENDS_BY: u32 = P::SENDS_BY;
     const WHOLE: bool = false;
 
     #[inline(always)]
