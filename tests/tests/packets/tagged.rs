@@ -5,7 +5,7 @@ use vmlb_common::host::{Hook, Node, Outcome};
 use vmlb_common::verdict::{Reason, Verdict};
 use vmlb_tests::address::Family;
 use vmlb_tests::packets::bench::{Bench, Host, State};
-use vmlb_tests::packets::frame::{Frame, between, tcp};
+use vmlb_tests::packets::frame::{Frame, between, tcp, udp};
 use vmlb_tests::packets::story::{self, Driver};
 use vmlb_tests::packets::world::{ETH0, ETH2, NODE_MAC, Net, ROUTER_MAC, World, neighbour, own};
 
@@ -36,6 +36,14 @@ fn untagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
     let end = 12 + tags.concat().len();
     assert_eq!(frame.get(12..end), Some(&tags.concat()[..]), "tags of {frame:02x?}");
     [&frame[..12], &frame[end..]].concat()
+}
+
+fn is_fragment(frame: &[u8]) -> bool {
+    match frame.get(12..22) {
+        Some([0x08, 0x00, .., high, low]) => u16::from_be_bytes([*high, *low]) & 0x3fff != 0,
+        Some([0x86, 0xdd, _, _, _, _, _, _, next, _]) => *next == 44,
+        _ => false,
+    }
 }
 
 /// A tag as maps have it.
@@ -83,8 +91,8 @@ impl Bench for Trunk {
             ETH2 => (OTHER_WIRE, &[V200][..]),
             _ => return self.host.receive(hook, device, frame),
         };
-        // A frame to a crowd is for none of the devices alone.
-        if hook != Hook::Xdp || frame.len() < 14 || frame[0] & 1 == 1 {
+        // A frame to a crowd is for none of the devices alone, and a fragment is TC's.
+        if hook != Hook::Xdp || frame.len() < 14 || frame[0] & 1 == 1 || is_fragment(frame) {
             return self.host.receive(hook, device, frame);
         }
         let mut outcome = self.host.receive(Hook::Carrier, wire, &tagged(frame, tags));
@@ -162,6 +170,21 @@ fn a_frame_sent_back_keeps_its_tags_and_priority() {
             let outcome = Trunk::new(tags).wire(&tagged(&syn.octets(), tags));
             assert_eq!((outcome.verdict, outcome.device), (Verdict::TRANSMIT, Some(WIRE)));
             assert_eq!(outcome.octets, tagged(&out.octets(), tags), "{tags:02x?}");
+        }
+    }
+}
+
+#[test]
+fn fragments_pass_with_their_tags_for_tc_to_serve() {
+    for family in Family::ALL {
+        let net = Net(family);
+        let datagram = udp(net.client(0, 61001), net.node(30002)).data(&[7; 3000]);
+        for piece in datagram.pieces(77, 1400) {
+            let mut trunk = Trunk::new(&[V100]);
+            let octets = tagged(&piece.octets(), &[V100]);
+            assert!(is_fragment(&piece.octets()));
+            let outcome = trunk.wire(&octets);
+            assert_eq!((outcome.verdict, outcome.octets), (Verdict::PASS, octets));
         }
     }
 }
