@@ -202,3 +202,32 @@ fn each_client_is_answered_by_the_uplink_that_leads_to_it() {
         Ok(())
     });
 }
+
+#[test]
+fn a_transfer_goes_on_by_the_bonds_other_cable() {
+    let shape = Shape::Backup;
+    unless_lacking("a_transfer_goes_on_by_the_bonds_other_cable", shape.features(), || {
+        let cluster = layer2::cluster(shape)?;
+        layer2::serves(&cluster, shape)?;
+        let router = &cluster.topology.router;
+        layer2::downloads_meanwhile(&cluster, 6, || {
+            for (lost, kept) in [("node1", "eth1"), ("node1b", "eth0")] {
+                thread::sleep(Duration::from_secs(1));
+                router.ip(&format!("link set {lost} down\n"))?;
+                is_active(&cluster, kept)?;
+                thread::sleep(Duration::from_secs(1));
+                router.ip(&format!("link set {lost} up\n"))?;
+            }
+            Ok(())
+        })?;
+        layer2::serves(&cluster, shape)
+    });
+}
+
+fn is_active(cluster: &Cluster, member: &str) -> Result<()> {
+    let node = &cluster.topology.nodes[0].namespace;
+    probe::wait("the bond's other cable", PATIENCE, || {
+        let bond = node.read("/proc/thread-self/net/bonding/bond0").context("the bond")?;
+        Ok(bond.contains(&format!("Currently Active Slave: {member}")))
+    })
+}

@@ -145,10 +145,6 @@ impl Datapath {
         &mut self.ebpf
     }
 
-    /// TC ingress of overlays' devices.
-    pub const OVERLAY: &str = "vmlb_overlay";
-    /// TC ingress of tunnels in IP, whose packets have no Ethernet header.
-    pub const OVERLAY_IP: &str = "vmlb_overlay_ip";
     /// One ageing pass over the flow tables.
     ///
     /// # Errors

@@ -34,6 +34,14 @@ impl Verdict {
         Self(Self::DEFER | reason.0 << 8)
     }
 
+    /// The same where XDP cannot send by the way on, which takes `mtu` octets from the IP header on, if that fits 16 bits; a
+    /// stage's word.
+    #[inline(always)]
+    pub const fn defer_within(mtu: u32) -> Self {
+        let mtu = if mtu > 0xffff { 0 } else { mtu };
+        Self(Self::DEFER | Reason::NO_TRANSMIT.0 << 8 | mtu << 16)
+    }
+
     /// Untouched to the stack although it is addressed to us.
     #[inline(always)]
     pub const fn punt(reason: Reason) -> Self {
@@ -67,7 +75,7 @@ impl Verdict {
         self.mtu() != 0 || self.0 == Self::EXPIRED.0
     }
 
-    /// The MTU of [`Verdict::too_big`]; 0 for others.
+    /// The MTU of [`Verdict::too_big`] and [`Verdict::defer_within`]; 0 for others.
     #[inline(always)]
     pub const fn mtu(self) -> u32 {
         self.0 >> 16

@@ -100,6 +100,12 @@ pub(super) fn aim<F: Family, P: Packet, K: Kernel + Tables<F>>(
 ) -> Verdict {
     if !validity.holds(slot) {
         let verdict = Verdict::from_number(locate(packet, kernel, validity, slot, way));
+        if verdict.is_defer() {
+            // TC has no answer for what is too large. Looked at here: there the BPF stack has no room for it.
+            let fits =
+                if verdict.mtu() == 0 { Verdict::CONTINUE } else { fits::<F, P>(packet, verdict.mtu()) };
+            return if fits.is_final() { fits } else { Verdict::defer(verdict.reason()) };
+        }
         if verdict.is_final() {
             return verdict;
         }
@@ -156,9 +162,7 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     if P::SENDING == Sending::Frames {
         if flags & P::SENDS_BY == 0 {
-            // TC has no answer for what is too large.
-            let verdict = fits::<F, P>(packet, hop.mtu);
-            return if verdict.is_final() { verdict } else { Verdict::defer(Reason::NO_TRANSMIT) }.number();
+            return Verdict::defer_within(hop.mtu).number();
         }
         if known == Neighbour::Unknown {
             return Verdict::defer(Reason::NEIGHBOUR).number();

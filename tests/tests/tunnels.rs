@@ -1,5 +1,5 @@
 //! The overlays that this machine's kernel may lack: VMs of other nodes behind each of them are reached, also where its
-//! packets have no Ethernet header. Runs in a guest: `cargo xtask test guest`.
+//! packets have no Ethernet header. Takes a kernel that has them: `cargo xtask test guest vms_behind`.
 
 use std::net::{IpAddr, SocketAddr};
 
