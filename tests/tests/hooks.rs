@@ -85,11 +85,11 @@ fn a_driver_that_refuses_native_xdp_is_served_by_tc_and_the_status_says_why() {
     unless_unable("a_driver_that_refuses_native_xdp_is_served_by_tc_and_the_status_says_why", || {
         let mut cluster = Cluster::build(Attachment::Routed)?;
         for node in &cluster.topology.nodes {
-            put_behind_a_bridge(node)?;
+            put_on_a_macvlan(node)?;
         }
-        cluster.start_agents(&device("br-ex=xdp"))?;
+        cluster.start_agents(&device("mac0=xdp"))?;
         for node in &cluster.topology.nodes {
-            wait_for(node, "br-ex", "tc", "the driver refuses native XDP")?;
+            wait_for(node, "mac0", "tc", "the driver refuses native XDP")?;
         }
         serves(&cluster, 0)?;
         serves(&cluster, 1)
@@ -124,19 +124,17 @@ fn a_driver_without_metadata_is_moved_to_tc_for_good_under_connections() {
     });
 }
 
-/// Moves the uplink's addresses and routes to a bridge, as nodes of OVN-Kubernetes or libvirt have it. Bridges have no
-/// native XDP.
-fn put_behind_a_bridge(node: &Node) -> Result<()> {
+/// Moves the uplink's addresses and routes to a macvlan, which has no native XDP.
+fn put_on_a_macvlan(node: &Node) -> Result<()> {
     let (own, gateway) = (node.addresses, address::NODE_GATEWAY);
     let other = address::node(1 - node.index);
     let [v4, v6] = address::pod_prefixes(1 - node.index);
     node.namespace.ip(&format!(
-        "link add br-ex type bridge forward_delay 0 mcast_snooping 0\n\
+        "link add mac0 link eth0 type macvlan mode bridge\n\
          addr flush dev eth0\n\
-         link set eth0 master br-ex\n\
-         addr add {}/24 dev br-ex\n\
-         addr add {}/64 dev br-ex nodad\n\
-         link set br-ex up\n\
+         addr add {}/24 dev mac0\n\
+         addr add {}/64 dev mac0 nodad\n\
+         link set mac0 up\n\
          route replace default via {}\n\
          route replace default via {}\n\
          route replace {v4} via {}\n\
