@@ -251,17 +251,7 @@ fn is_to(frame: &[u8], port: u16) -> bool {
 fn ask(cluster: &Cluster, service: &str, pod: &str, family: Family, source: IpAddr) -> Result<()> {
     let at = |port| cluster.frontend(service, port, 0, family);
     let [http, bulk, udp]: [SocketAddr; 3] = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
-    cluster.client().run(|| {
-        let answer = requests::http(http, "/").context("HTTP")?;
-        let found = (answer.pod(), answer.client);
-        ensure!(found == (pod, source), "{} answered and saw {}", answer.pod(), answer.client);
-        requests::download(bulk, OCTETS, 0).context("download")?;
-        requests::upload(bulk, OCTETS, 0).context("upload")?;
-        let socket = requests::datagrams(udp)?;
-        let (name, seen) = requests::who(&socket).context("UDP")?;
-        ensure!((name.as_str(), seen) == (pod, source), "by UDP {name} answered and saw {seen}");
-        requests::echo(&socket, &[0xa5; 1000]).context("UDP")
-    })
+    cluster.client().run(|| requests::served_by([http, bulk, udp], OCTETS, (pod, source)))
 }
 
 /// A download at a moderate pace from each VM in each family, while `work` goes on: all arrive whole.

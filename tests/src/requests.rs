@@ -166,3 +166,20 @@ pub fn who(socket: &UdpSocket) -> Result<(String, IpAddr)> {
     let (pod, client) = text.split_once(' ').context("an answer in two words")?;
     Ok((pod.to_owned(), client.parse()?))
 }
+
+/// Asks by HTTP and UDP who answers, and has `octets` sent each way: `pod` answers, and sees `source`.
+pub fn served_by(
+    [http, bulk, udp]: [SocketAddr; 3],
+    octets: u64,
+    (pod, source): (&str, IpAddr),
+) -> Result<()> {
+    let answer = self::http(http, "/").context("HTTP")?;
+    let found = (answer.pod(), answer.client);
+    ensure!(found == (pod, source), "{} answered and saw {}, not {source}", found.0, found.1);
+    download(bulk, octets, 0).context("download")?;
+    upload(bulk, octets, 0).context("upload")?;
+    let socket = datagrams(udp)?;
+    let (name, seen) = who(&socket).context("UDP")?;
+    ensure!((name.as_str(), seen) == (pod, source), "by UDP {name} answered and saw {seen}, not {source}");
+    echo(&socket, &[0xa5; 1000]).context("UDP")
+}

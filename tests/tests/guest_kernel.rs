@@ -47,7 +47,7 @@ fn a_client_reaches_local_and_remote_vms(attachment: Attachment, device: &str) -
             let node = cluster.topology.nodes[0].addresses.of(family);
             let source = if home == 0 { client } else { node };
             let frontends = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
-            let asked = cluster.client().run(|| ask(frontends, pod, source));
+            let asked = cluster.client().run(|| requests::served_by(frontends, OCTETS, (pod, source)));
             asked.with_context(|| format!("{family}, {pod} through node1 ({device})"))?;
         }
     }
@@ -56,22 +56,6 @@ fn a_client_reaches_local_and_remote_vms(attachment: Attachment, device: &str) -
     let hits = cluster.control_hits()?;
     ensure!(hits == 0, "{hits} connections took the nftables rules");
     Ok(())
-}
-
-fn ask([http, bulk, udp]: [SocketAddr; 3], pod: &str, source: std::net::IpAddr) -> Result<()> {
-    let answer = requests::http(http, "/").context("HTTP")?;
-    ensure!(
-        (answer.pod(), answer.client) == (pod, source),
-        "{} answered and saw {}",
-        answer.pod(),
-        answer.client
-    );
-    requests::download(bulk, OCTETS, 0).context("download")?;
-    requests::upload(bulk, OCTETS, 0).context("upload")?;
-    let socket = requests::datagrams(udp)?;
-    let (name, seen) = requests::who(&socket).context("UDP")?;
-    ensure!((name.as_str(), seen) == (pod, source), "by UDP {name} answered and saw {seen}");
-    requests::echo(&socket, &[0xa5; 1000]).context("UDP")
 }
 
 #[test]

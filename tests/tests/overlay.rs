@@ -1,7 +1,7 @@
 //! VMs of other nodes behind a CNI's network: an overlay's device with the pods on bridges, as flannel has it, and routed
 //! pods, as Calico has them; with `rp_filter`, kube-proxy's rules and the CNI's own beside us.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -58,7 +58,10 @@ fn vms_behind_a_tunnel_without_ethernet_are_reached() {
             let source = overlay::address(&cluster.topology.nodes[0], family).parse()?;
             let at = |port| cluster.frontend("second", port, 0, family);
             let frontends = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
-            cluster.client().run(|| ask(frontends, "vm02", source)).with_context(|| format!("{family}"))?;
+            cluster
+                .client()
+                .run(|| requests::served_by(frontends, OCTETS, ("vm02", source)))
+                .with_context(|| format!("{family}"))?;
             // What the node itself talks about by the tunnel is received as before, at ports that we look at too.
             let node = &cluster.topology.nodes[0].namespace;
             node.set_sysctl("net/ipv4/ip_local_port_range", "20000 20999")?;
@@ -117,7 +120,7 @@ fn by_all_ways(attachment: Attachment, has_overlay: bool, device: &str) -> Resul
         {
             let at = |port| cluster.frontend(service, port, 0, family);
             let frontends = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
-            let asked = cluster.client().run(|| ask(frontends, pod, source));
+            let asked = cluster.client().run(|| requests::served_by(frontends, OCTETS, (pod, source)));
             asked.with_context(|| format!("{family}, Service {service} ({device})"))?;
         }
     }
@@ -140,22 +143,6 @@ fn attached(cluster: &Cluster) -> Result<()> {
     })
 }
 
-fn ask([http, bulk, udp]: [SocketAddr; 3], pod: &str, source: IpAddr) -> Result<()> {
-    let answer = requests::http(http, "/").context("HTTP")?;
-    ensure!(
-        (answer.pod(), answer.client) == (pod, source),
-        "{} answered and saw {}, not {source}",
-        answer.pod(),
-        answer.client
-    );
-    requests::download(bulk, OCTETS, 0).context("download")?;
-    requests::upload(bulk, OCTETS, 0).context("upload")?;
-    let socket = requests::datagrams(udp)?;
-    let (name, seen) = requests::who(&socket).context("UDP")?;
-    ensure!((name.as_str(), seen) == (pod, source), "by UDP {name} answered and saw {seen}");
-    requests::echo(&socket, &[0xa5; 1000]).context("UDP")
-}
-
 /// No connection of a client took the rules beside us.
 fn took_nothing(cluster: &Cluster) -> Result<()> {
     let hits = cluster.control_hits()?;
@@ -170,9 +157,8 @@ fn took_nothing(cluster: &Cluster) -> Result<()> {
 #[test]
 fn who_sends_more_than_an_overlay_takes_learns_of_it() {
     unless_unable("who_sends_more_than_an_overlay_takes_learns_of_it", || {
-        let cluster = Cluster::build(Attachment::Bridged)?;
+        let mut cluster = Cluster::build(Attachment::Bridged)?;
         Overlay::Vxlan.lay(&cluster)?;
-        let mut cluster = cluster;
         // Otherwise TCP would hear of it beforehand.
         cluster.start_agents(&Flags::with(&["--clamp-mss", "off"]))?;
         attached(&cluster)?;

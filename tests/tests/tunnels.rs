@@ -1,8 +1,6 @@
 //! The overlays that this machine's kernel may lack: VMs of other nodes behind each of them are reached, also where its
 //! packets have no Ethernet header. Takes a kernel that has them: `cargo xtask test guest vms_behind`.
 
-use std::net::{IpAddr, SocketAddr};
-
 use anyhow::{Context, Result, ensure};
 use vmlb_tests::agent::Flags;
 use vmlb_tests::capture::{self, Capture};
@@ -54,7 +52,7 @@ fn reached(kind: Overlay) -> Result<()> {
             let at = |port| cluster.frontend("second", port, 0, family);
             let frontends = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
             let source = overlay::address(&cluster.topology.nodes[0], family).parse()?;
-            let asked = cluster.client().run(|| ask(frontends, source));
+            let asked = cluster.client().run(|| requests::served_by(frontends, OCTETS, ("vm02", source)));
             asked.with_context(|| format!("{family} over {kind} ({device})"))?;
             own_connections(&cluster, family)
                 .with_context(|| format!("{family} over {kind}: the stack's own"))?;
@@ -64,21 +62,6 @@ fn reached(kind: Overlay) -> Result<()> {
         ensure!(cluster.control_hits()? == 0, "connections took kube-proxy's rules");
     }
     Ok(())
-}
-
-fn ask([http, bulk, udp]: [SocketAddr; 3], source: IpAddr) -> Result<()> {
-    let answer = requests::http(http, "/").context("HTTP")?;
-    ensure!(
-        (answer.pod(), answer.client) == ("vm02", source),
-        "{} answered and saw {}, not {source}",
-        answer.pod(),
-        answer.client
-    );
-    requests::download(bulk, OCTETS, 0).context("download")?;
-    requests::upload(bulk, OCTETS, 0).context("upload")?;
-    let socket = requests::datagrams(udp)?;
-    requests::who(&socket).context("UDP")?;
-    requests::echo(&socket, &[0xa5; 1000]).context("UDP")
 }
 
 /// What the node's own stack talks about with pods by the overlay is received as before, from ports that the datapath
