@@ -227,8 +227,8 @@ impl Agent {
     async fn refresh(&mut self) -> anyhow::Result<()> {
         // Otherwise a restart would take programs and next hops away for a moment.
         let backends = self.inherited.as_ref().unwrap_or(&self.places).clone();
-        let ebpf = self.datapath.ebpf_mut();
-        let facts = self.network.refresh(ebpf, backends, &self.internal, &mut self.snat).await?;
+        let programs = self.datapath.programs_mut();
+        let facts = self.network.refresh(programs, backends, &self.internal, &mut self.snat).await?;
         self.sync.facts(facts);
         self.synchronise().await;
         Ok(())
@@ -297,8 +297,8 @@ impl Agent {
         self.places = Arc::new(self.sync.places().collect());
         let first = self.inherited.take().is_some();
         if self.network.wants(&self.places) {
-            let ebpf = self.datapath.ebpf_mut();
-            match self.network.refresh(ebpf, self.places.clone(), &self.internal, &mut self.snat).await {
+            let programs = self.datapath.programs_mut();
+            match self.network.refresh(programs, self.places.clone(), &self.internal, &mut self.snat).await {
                 Ok(facts) => {
                     self.sync.facts(facts);
                     self.bring_up();
@@ -306,12 +306,17 @@ impl Agent {
                 Err(error) => tracing::error!("{error:#}"),
             }
         }
-        if first && let Err(error) = self.network.prune() {
-            tracing::warn!("links of an earlier agent stay: {error:#}");
+        if first && let Err(error) = self.let_go_of_before() {
+            tracing::warn!("links or programs of an earlier agent stay: {error:#}");
         }
         if first {
             heap::give_back();
         }
+    }
+
+    fn let_go_of_before(&mut self) -> anyhow::Result<()> {
+        self.network.prune()?;
+        self.datapath.programs_mut().forget_those_of_before()
     }
 
     /// Moves uplinks to TC on which the XDP program has found that it cannot mark packets for TC.

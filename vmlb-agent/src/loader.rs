@@ -1,74 +1,29 @@
-//! From the embedded object to programs in the kernel: maps are made or adopted, programs are always loaded afresh, and
-//! [`attach`] swaps them into the links that are pinned.
-
-use std::path::Path;
+//! From the embedded object to programs in the kernel: maps are made or adopted, programs are always loaded afresh, each
+//! when the first device needs it, and [`attach`] swaps them into the links that are pinned.
 
 use anyhow::{Context, bail, ensure};
 use aya::maps::MapInfo;
-use aya::programs::{Program, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use vmlb_common::abi::{self, Settings, names};
 
 use crate::bpf::PinnedMap;
-use crate::pins::{self, PinRoot};
+use crate::pins::PinRoot;
 
 pub mod adopt;
 pub mod attach;
 mod calls;
+pub mod programs;
 pub mod resize;
 pub mod sizes;
 
 use adopt::Layout;
+use programs::Programs;
 use resize::{Fresh, Succession};
 pub use sizes::Sizes;
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
-
-/// Names of the programs in the object.
-pub mod programs {
-    /// XDP of uplinks: the datapath.
-    pub const XDP: &str = "vmlb_xdp";
-    /// XDP of devices that carry uplinks: the datapath behind tags. Loaded when the first such device is there.
-    pub const XDP_CARRIER: &str = "vmlb_xdp_carrier";
-    /// TC ingress of uplinks beside XDP: what XDP marked.
-    pub const INGRESS: &str = "vmlb_ingress";
-    /// TC ingress of uplinks without XDP: the datapath.
-    pub const INGRESS_FULL: &str = "vmlb_ingress_full";
-    /// TC egress of uplinks: replies of this node's backends.
-    pub const EGRESS: &str = "vmlb_egress";
-    /// TC ingress of pods' host-side devices.
-    pub const POD: &str = "vmlb_pod";
-    /// TC ingress of overlays' devices.
-    pub const OVERLAY: &str = "vmlb_overlay";
-    /// TC ingress of tunnels in IP, whose packets have no Ethernet header.
-    pub const OVERLAY_IP: &str = "vmlb_overlay_ip";
-    /// One ageing pass over the flow tables; never attached.
-    pub const SWEEP: &str = "vmlb_sweep";
-    /// What XDP goes on with where it meets a fragment; never attached.
-    pub const XDP_FRAGMENT: &str = "vmlb_xdp_fragment";
-    /// The same for TC ingress of uplinks.
-    pub const INGRESS_FRAGMENT: &str = "vmlb_ingress_fragment";
-    /// The same for TC egress of uplinks.
-    pub const EGRESS_FRAGMENT: &str = "vmlb_egress_fragment";
-    /// The same for TC ingress of pods' host-side devices.
-    pub const POD_FRAGMENT: &str = "vmlb_pod_fragment";
-    /// All that every node needs.
-    pub const ALL: [&str; 12] = [
-        XDP,
-        INGRESS,
-        INGRESS_FULL,
-        EGRESS,
-        POD,
-        OVERLAY,
-        OVERLAY_IP,
-        SWEEP,
-        XDP_FRAGMENT,
-        INGRESS_FRAGMENT,
-        EGRESS_FRAGMENT,
-        POD_FRAGMENT,
-    ];
-}
 
 /// Whether the programs write aya-log lines for each step of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +37,7 @@ pub enum Trace {
 /// The loaded object.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
+    programs: Programs,
     succession: Option<Succession>,
 }
 
@@ -115,23 +70,20 @@ impl Datapath {
         for (name, layout) in &wanted {
             loader.map_max_entries(name, layout.max_entries);
         }
-        let mut ebpf = loader.load(object).context(
+        let ebpf = loader.load(object).context(
             "cannot load the BPF object; this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN before 5.8), and in a \
              container a seccomp profile that allows bpf(2)",
         )?;
-        for name in programs::ALL {
-            let program =
-                ebpf.program_mut(name).with_context(|| format!("the BPF object has no program {name}"))?;
-            load_program(name, program)?;
+        let mut programs = Programs::new(ebpf, root);
+        let mut first = programs::EVERYWHERE.to_vec();
+        if fresh.is_needed() {
+            // Nothing opens a flow while programs are swapped for ones with other maps: the verifier has to be through by then.
+            first.extend(programs.of_before());
         }
+        let loaded = programs.verify(&first)?;
         let succession = fresh.put_in_place()?;
-        for name in programs::ALL {
-            if let Some(program) = ebpf.program_mut(name) {
-                pin_program(program, &root.program(name))?;
-            }
-        }
-        calls::fill(&ebpf, root)?;
-        Ok(Self { ebpf, succession })
+        programs.publish(&loaded)?;
+        Ok(Self { programs, succession })
     }
 
     /// What is left of maps that were replaced, for whoever swaps the programs: [`Succession::begin`] right before,
@@ -140,9 +92,14 @@ impl Datapath {
         self.succession.take()
     }
 
-    /// The object, for attaching and for reading its log.
+    /// The programs, for attaching.
+    pub fn programs_mut(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    /// The object, for reading its log.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+        self.programs.ebpf_mut()
     }
 
     /// One ageing pass over the flow tables.
@@ -150,8 +107,7 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses to run the program.
     pub fn sweep(&self) -> anyhow::Result<()> {
-        let program = self.ebpf.program(programs::SWEEP).context("the BPF object has no sweep program")?;
-        let program: &RawTracePoint = program.try_into()?;
+        let program: &RawTracePoint = self.programs.get(programs::SWEEP)?.try_into()?;
         program.test_run(RawTracePointRunOptions::new()).context("cannot run the ageing program")?;
         Ok(())
     }
@@ -255,60 +211,11 @@ fn check_version(root: &PinRoot) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
-    let loaded = match program {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        Program::RawTracePoint(program) => program.load(),
-        other => bail!(
-            "program {name} of the BPF object is of kind {:?}, which vmlb does not use",
-            other.prog_type()
-        ),
-    };
-    let Err(error) = loaded else { return Ok(()) };
-    if let ProgramError::LoadError { io_error, verifier_log } = &error {
-        let log = verifier_log.to_string();
-        bail!(
-            "the kernel refuses program {name}: {io_error}\n{}\nvmlb needs Linux 5.17 or newer (bpf_loop). If it is, report these lines \
-             with the output of `uname -a`",
-            last_lines(&log, 20)
-        );
-    }
-    Err(error).with_context(|| format!("cannot load program {name}"))
-}
-
-/// Loads and pins a program that most nodes do without, the first time somebody wants it.
-///
-/// # Errors
-/// As [`Datapath::load`].
-fn load_when_needed(name: &str, program: &mut Program, root: &PinRoot) -> anyhow::Result<()> {
-    if program.fd().is_ok() {
-        return Ok(());
-    }
-    load_program(name, program)?;
-    pin_program(program, &root.program(name))
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
-}
-
-/// Pins are for people and tests (`bpftool prog`, program runs); a pin of an earlier load is replaced.
-fn pin_program(program: &mut Program, path: &Path) -> anyhow::Result<()> {
-    pins::remove(path)?;
-    program.pin(path).with_context(|| format!("cannot pin {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    #[test]
-    fn the_verifiers_last_words_are_kept() {
-        assert_eq!(last_lines("a\nb\n\nc\n", 2), "b\nc");
-        assert_eq!(last_lines("", 2), "");
-    }
+    use super::*;
 
     #[test]
     fn every_map_of_the_abi_is_pinned_and_nothing_else() {

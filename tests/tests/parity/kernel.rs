@@ -272,8 +272,8 @@ impl Kernel {
             affinity: CAPACITIES.affinity,
         };
         let mut datapath = Datapath::load(object, &root, &sizes, Trace::Off)?;
-        let program = datapath.ebpf_mut().program_mut(programs::XDP).context("no XDP program")?;
-        let program: &mut Xdp = program.try_into()?;
+        datapath.programs_mut().load(&programs::ALL)?;
+        let program = datapath.programs_mut().xdp(programs::XDP)?;
         for uplink in ["eth0", "eth1", "eth2"] {
             // A program run wants a device whose receive queue knows XDP; that is one with a program.
             program.attach(uplink, XdpMode::Driver).with_context(|| format!("attaching to {uplink}"))?;
@@ -350,7 +350,7 @@ impl Kernel {
         options.data_in = Some(frame);
         options.data_out = Some(&mut self.out);
         options.ctx_in = Some(if is_frame { &context[..24] } else { &context });
-        let result = match self.datapath.ebpf_mut().program(name).context("the object has all programs")? {
+        let result = match self.datapath.programs_mut().get(name)? {
             Program::Xdp(program) => Xdp::test_run(program, options),
             Program::SchedClassifier(program) => SchedClassifier::test_run(program, options),
             other => bail!("{:?}", other.prog_type()),

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use aya::Ebpf;
 use futures_util::FutureExt;
 use vmlb_common::abi::{Device, DeviceFlags};
 
@@ -24,6 +23,7 @@ use crate::interface::watch::{Netlink, Route};
 use crate::interface::{Changed, Interfaces};
 use crate::loader::attach::clsact;
 use crate::loader::attach::{Attacher, Mode, Place, TcMethod, Uplink};
+use crate::loader::programs::Programs;
 use crate::migration::Endpoint;
 use crate::neighbours::{Neighbours, NextHop};
 use crate::pins::{Hook, PinRoot};
@@ -193,14 +193,14 @@ impl Network {
     /// When, the first time, a program cannot be attached to an uplink.
     pub async fn refresh(
         &mut self,
-        ebpf: &mut Ebpf,
+        programs: &mut Programs,
         backends: Arc<Places>,
         internal: &[IpAddr],
         snat: &mut Snat,
     ) -> anyhow::Result<NodeFacts> {
         self.backends = backends;
         self.look_up_routes().await;
-        self.attach_uplinks(ebpf, internal)?;
+        self.attach_uplinks(programs, internal)?;
         let mut crossings = BTreeMap::new();
         for (ifindex, attached) in &self.uplinks {
             let crossing: &mut Crossing = crossings.entry(*ifindex).or_default();
@@ -210,7 +210,7 @@ impl Network {
             }
         }
         let hops = self.cross(&mut crossings);
-        self.sides.attach(&mut self.attacher, ebpf, &self.interfaces, &mut crossings);
+        self.sides.attach(&mut self.attacher, programs, &self.interfaces, &mut crossings);
         self.straight.judge(&self.netlink, &self.interfaces, &mut crossings).await;
         for (ifindex, crossing) in &mut crossings {
             let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
@@ -271,7 +271,7 @@ impl Network {
         }
     }
 
-    fn attach_uplinks(&mut self, ebpf: &mut Ebpf, internal: &[IpAddr]) -> anyhow::Result<()> {
+    fn attach_uplinks(&mut self, programs: &mut Programs, internal: &[IpAddr]) -> anyhow::Result<()> {
         let default_routes = self.default_routes.iter().flatten().map(|route| route.ifindex).collect();
         let interfaces = &self.interfaces;
         // A device is an uplink until it goes: a default route that is away for a moment is no reason to stop.
@@ -308,7 +308,7 @@ impl Network {
                 self.idle.extend(attached.uplink.carrier.iter().map(|(name, _)| name.clone()));
             }
             let place = Place { name: &link.name, ifindex: link.ifindex };
-            let attached = self.attacher.uplink(ebpf, place, wanted, carrier);
+            let attached = self.attacher.uplink(programs, place, wanted, carrier);
             let mut uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name))
             {
                 Ok(uplink) => uplink,

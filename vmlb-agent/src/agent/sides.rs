@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use aya::Ebpf;
 use vmlb_common::abi::DeviceFlags;
 
 use crate::interface::Interfaces;
 use crate::interface::uplinks::Crossing;
 use crate::loader::attach::{Attacher, Mode, Place};
+use crate::loader::programs::Programs;
 use crate::pins::Hook;
 use crate::state::{DeviceState, Role};
 
@@ -70,7 +70,7 @@ impl Sides {
     pub fn attach(
         &mut self,
         attacher: &mut Attacher,
-        ebpf: &mut Ebpf,
+        programs: &mut Programs,
         interfaces: &Interfaces,
         crossings: &mut BTreeMap<u32, Crossing>,
     ) {
@@ -88,8 +88,8 @@ impl Sides {
             let Some(link) = interfaces.link(*ifindex) else { return false };
             let place = Place { name: &link.name, ifindex: *ifindex };
             let attached = match role {
-                Role::Overlay => attacher.overlay(ebpf, place, link.framing),
-                Role::PodSide | Role::Uplink => attacher.pod_side(ebpf, place),
+                Role::Overlay => attacher.overlay(programs, place, link.framing),
+                Role::PodSide | Role::Uplink => attacher.pod_side(programs, place),
             };
             match attached {
                 Ok(()) => {

@@ -6,14 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use serde::{Deserialize, Serialize};
 
-use super::programs;
+use super::programs::{self, Programs};
 use crate::bpf::{LinkHook, LinkTarget, pinned_link_target};
 use crate::interface::Framing;
 use crate::pins::{self, Hook, PinRoot};
@@ -98,23 +97,33 @@ impl Attacher {
     /// When a TC program cannot be attached. A driver that refuses native XDP is no error: TC takes over.
     pub fn uplink(
         &mut self,
-        ebpf: &mut Ebpf,
+        programs: &mut Programs,
         place: Place<'_>,
         wanted: Mode,
         carrier: Option<Place<'_>>,
     ) -> anyhow::Result<Uplink> {
-        self.attach_tc(ebpf, place, Hook::Egress, programs::EGRESS)?;
-        // Each change of mode has a moment with both hooks, none with neither: what one has translated is foreign to the other.
-        let refused = match (wanted, carrier) {
-            (Mode::Xdp, None) => self.attach_xdp(ebpf, place, programs::XDP).err(),
-            (Mode::Xdp, Some(carrier)) => self.attach_xdp(ebpf, carrier, programs::XDP_CARRIER).err(),
+        let xdp = match (wanted, carrier) {
+            (Mode::Xdp, None) => Some((place, programs::XDP)),
+            (Mode::Xdp, Some(carrier)) => Some((carrier, programs::XDP_CARRIER)),
             (Mode::Tc, _) => None,
         };
-        let is_by_xdp = wanted == Mode::Xdp && refused.is_none();
         // Frames of a device that another carries may come past its program: by a member that has just joined, or under the
         // MAC address of a moment ago.
-        let ingress = if is_by_xdp && carrier.is_none() { programs::INGRESS } else { programs::INGRESS_FULL };
-        self.attach_tc(ebpf, place, Hook::Ingress, ingress)?;
+        let beside = if carrier.is_none() { programs::INGRESS } else { programs::INGRESS_FULL };
+        // Here, all at once: a kernel that refuses a program is no driver that refuses its hook.
+        match xdp {
+            Some((_, name)) => programs.load(&[programs::EGRESS, name, beside])?,
+            None => programs.load(&[programs::EGRESS, programs::INGRESS_FULL])?,
+        }
+        self.attach_tc(programs, place, Hook::Egress, programs::EGRESS)?;
+        // Each change of mode has a moment with both hooks, none with neither: what one has translated is foreign to the other.
+        let refused = match xdp {
+            Some((place, name)) => self.attach_xdp(programs.xdp(name)?, place).err(),
+            None => None,
+        };
+        let is_by_xdp = xdp.is_some() && refused.is_none();
+        let ingress = if is_by_xdp { beside } else { programs::INGRESS_FULL };
+        self.attach_tc(programs, place, Hook::Ingress, ingress)?;
         if is_by_xdp {
             let carrier = carrier.map(|carrier| (carrier.name.to_owned(), carrier.ifindex));
             return Ok(Uplink { mode: Mode::Xdp, reason: None, carrier });
@@ -126,20 +135,25 @@ impl Attacher {
     ///
     /// # Errors
     /// When it cannot be attached.
-    pub fn pod_side(&mut self, ebpf: &mut Ebpf, place: Place<'_>) -> anyhow::Result<()> {
-        self.attach_tc(ebpf, place, Hook::Pod, programs::POD)
+    pub fn pod_side(&mut self, programs: &mut Programs, place: Place<'_>) -> anyhow::Result<()> {
+        self.attach_tc(programs, place, Hook::Pod, programs::POD)
     }
 
     /// Puts the reverse program on a device by which pods of other nodes are reached.
     ///
     /// # Errors
     /// When it cannot be attached.
-    pub fn overlay(&mut self, ebpf: &mut Ebpf, place: Place<'_>, framing: Framing) -> anyhow::Result<()> {
+    pub fn overlay(
+        &mut self,
+        programs: &mut Programs,
+        place: Place<'_>,
+        framing: Framing,
+    ) -> anyhow::Result<()> {
         let name = match framing {
             Framing::Ethernet => programs::OVERLAY,
             Framing::Ip => programs::OVERLAY_IP,
         };
-        self.attach_tc(ebpf, place, Hook::Overlay, name)
+        self.attach_tc(programs, place, Hook::Overlay, name)
     }
 
     /// Takes one program off a device; one that is not there is fine.
@@ -194,11 +208,7 @@ impl Attacher {
         Ok(())
     }
 
-    fn attach_xdp(&self, ebpf: &mut Ebpf, place: Place<'_>, name: &str) -> anyhow::Result<()> {
-        let program =
-            ebpf.program_mut(name).with_context(|| format!("the BPF object has no program {name}"))?;
-        super::load_when_needed(name, program, &self.root)?;
-        let program: &mut Xdp = program.try_into()?;
+    fn attach_xdp(&self, program: &mut Xdp, place: Place<'_>) -> anyhow::Result<()> {
         let pin = self.root.link(place.name, Hook::Xdp);
         if let Some(link) = self.adopt(&pin, place, LinkHook::Xdp) {
             match XdpLink::try_from(link)
@@ -223,10 +233,14 @@ impl Attacher {
         Ok(())
     }
 
-    fn attach_tc(&mut self, ebpf: &mut Ebpf, place: Place<'_>, hook: Hook, name: &str) -> anyhow::Result<()> {
-        let program =
-            ebpf.program_mut(name).with_context(|| format!("the BPF object has no program {name}"))?;
-        let program: &mut SchedClassifier = program.try_into()?;
+    fn attach_tc(
+        &mut self,
+        programs: &mut Programs,
+        place: Place<'_>,
+        hook: Hook,
+        name: &'static str,
+    ) -> anyhow::Result<()> {
+        let program = programs.classifier(name)?;
         if self.method == TcMethod::Tcx {
             match self.attach_tcx(program, place, hook) {
                 Ok(()) => return Ok(()),

@@ -67,6 +67,12 @@ impl Fresh {
         Ok(Self { root: root.clone(), folder, names })
     }
 
+    /// Whether there are any.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     /// Where a map of that name is to be pinned by the loader.
     #[must_use]
     pub fn pin(&self, name: &str) -> PathBuf {

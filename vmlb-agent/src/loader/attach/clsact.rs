@@ -3,17 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use aya::programs::links::Link;
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
-    qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 
-use crate::loader::programs;
 use crate::pins::{Hook, PinRoot};
 
 /// Of our filters: behind those of a CNI that wants to be first (Cilium takes 1), before those of nobody in particular.
@@ -44,7 +42,7 @@ pub fn attach(program: &mut SchedClassifier, device: &str, hook: Hook, root: &Pi
     match qdisc_add_clsact(device) {
         Ok(()) => remember(device, root)?,
         // There is one already, ours or another's.
-        Err(error) if error_number(&error) == Some(libc::EEXIST) => {}
+        Err(error) if tc_number(&error) == Some(libc::EEXIST) => {}
         Err(error) => return Err(error).with_context(|| format!("cannot add a clsact qdisc to {device}")),
     }
     let old = SchedClassifierLink::attached(device, direction(hook), PRIORITY, HANDLE, None)
@@ -68,43 +66,32 @@ pub fn attach(program: &mut SchedClassifier, device: &str, hook: Hook, root: &Pi
 /// # Errors
 /// When one is there and stays.
 pub fn remove(device: &str, hook: Hook) -> anyhow::Result<()> {
-    let names: &[&str] = match hook {
-        Hook::Egress => &[programs::EGRESS],
-        Hook::Ingress => &[programs::INGRESS, programs::INGRESS_FULL],
-        Hook::Pod => &[programs::POD],
-        Hook::Overlay => &[programs::OVERLAY, programs::OVERLAY_IP],
-        Hook::Xdp => &[],
-    };
-    for name in names {
-        if let Err(error) = qdisc_detach_program(device, direction(hook), name) {
-            match &error {
-                TcError::IoError(io) if io.kind() == io::ErrorKind::NotFound => {}
-                // No clsact qdisc there at all, or no such device.
-                other
-                    if matches!(
-                        error_number(other),
-                        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV | libc::ENXIO)
-                    ) => {}
-                _ => return Err(error).with_context(|| format!("cannot remove filter {name} from {device}")),
-            }
-        }
+    let filter = SchedClassifierLink::attached(device, direction(hook), PRIORITY, HANDLE, None);
+    let Err(error) = filter.map_err(ProgramError::from).and_then(Link::detach) else { return Ok(()) };
+    match number(&error) {
+        // No such filter, no clsact qdisc there at all, or no such device.
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV | libc::ENXIO) => Ok(()),
+        _ => Err(error).with_context(|| format!("cannot remove the TC {} filter from {device}", hook.name())),
     }
-    Ok(())
 }
 
-fn error_number(error: &TcError) -> Option<i32> {
-    // This variant is transparent: the error of the system stands in its place, not behind it.
-    if let TcError::IoError(error) = error {
-        return error.raw_os_error();
+/// What the system said.
+fn number(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::TcError(error) => tc_number(error),
+        ProgramError::NetlinkError(error) => error.raw_os_error(),
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::IOError(error) => error.raw_os_error(),
+        _ => None,
     }
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return error.raw_os_error();
-        }
-        cause = error.source();
+}
+
+fn tc_number(error: &TcError) -> Option<i32> {
+    match error {
+        TcError::IoError(error) => error.raw_os_error(),
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        _ => None,
     }
-    None
 }
 
 /// Whether a failed operation means that the device is not there (any more).
@@ -112,9 +99,8 @@ fn error_number(error: &TcError) -> Option<i32> {
 pub fn is_absent_device(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let number = match cause.downcast_ref::<ProgramError>() {
-            Some(ProgramError::TcError(error)) => error_number(error),
-            Some(ProgramError::SyscallError(error)) => error.io_error.raw_os_error(),
-            _ => cause.downcast_ref::<TcError>().and_then(error_number),
+            Some(error) => number(error),
+            None => cause.downcast_ref::<TcError>().and_then(tc_number),
         };
         number == Some(libc::ENODEV)
     })
