@@ -6,7 +6,8 @@ mod hostile;
 mod laws;
 #[path = "packets/pairs.rs"]
 mod pairs;
-
+#[path = "packets/races.rs"]
+mod races;
 #[path = "packets/tagged.rs"]
 mod tagged;
 

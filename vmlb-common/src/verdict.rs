@@ -221,7 +221,7 @@ reasons! {
     6 NO_LOCAL_BACKEND "no_local_backend" "Dropped: policy Local, and the usable backends are all on other nodes.";
     7 BACKEND_GONE "backend_gone" "Rejected: the flow's backend no longer exists.";
     8 TABLE_FULL "table_full" "Punted: the flow table refused a new entry.";
-    9 FLOW_BUSY "flow_busy" "Dropped: the flow is being removed at this moment.";
+    9 FLOW_BUSY "flow_busy" "Dropped: the flow is being moved or removed at this moment.";
     10 SNAT_EXHAUSTED "snat_exhausted" "Rejected: every SNAT port tried for this target is taken.";
     11 NO_SNAT_ADDRESS "no_snat_address" "Punted: the device to the backend has no address to SNAT to.";
     12 NO_ROUTE "no_route" "Punted: the FIB has no usable route.";

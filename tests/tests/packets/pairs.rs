@@ -2,11 +2,12 @@
 //! rewrite a packet wrongly.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
-use vmlb_common::abi::{BackendFlags, Delivery, FlowKey, ReplyKey, Turn};
+use vmlb_common::abi::{BackendFlags, Delivery, FlowKey, Reply, ReplyKey, Turn};
 use vmlb_common::family::{V4, V6};
 use vmlb_common::host::{Capacities, Hook, HostFamily, Node, Pairs};
-use vmlb_common::kernel::Stage;
+use vmlb_common::kernel::{Stage, Tables};
 use vmlb_common::wire::Protocol;
 use vmlb_tests::address::Family;
 use vmlb_tests::packets::bench::{Bench, Host};
@@ -103,22 +104,40 @@ fn answer<F: HostFamily>(host: &mut Host, random: &mut Random) {
     if replies.is_empty() {
         return;
     }
-    let (key, reply) = replies[random.below(replies.len())];
-    let Some(backend) =
-        vmlb_common::kernel::Tables::<F>::endpoint(&host.node, Turn::place(key.backend, 0)).copied()
-    else {
+    let (key, reply) = &replies[random.below(replies.len())];
+    let Some(Answerer { pod, peer, hook, device }) = Answerer::of::<F>(&host.node, key, reply) else {
         return;
     };
-    let pod = std::net::SocketAddr::new(F::to_ip(&backend.address), key.target_port);
-    let peer = std::net::SocketAddr::new(F::to_ip(&key.peer), key.peer_port);
     let is_udp = key.protocol == Protocol::UDP.number();
     let frame = if is_udp { udp(pod, peer) } else { shape(tcp(pod, peer), random) };
-    let (hook, device) = match reply.delivery {
-        Delivery::KEPT => (Hook::Egress, ETH0),
-        Delivery::SNAT | Delivery::PEER if backend.flags & BackendFlags::LOCAL != 0 => (Hook::Pod, POD1),
-        _ => (Hook::Xdp, ETH0),
-    };
     host.receive(hook, device, &frame.octets());
+}
+
+/// Where a flow's answers come from.
+pub(super) struct Answerer {
+    pub(super) pod: SocketAddr,
+    pub(super) peer: SocketAddr,
+    pub(super) hook: Hook,
+    pub(super) device: u32,
+}
+
+impl Answerer {
+    /// `None` where the backend is gone.
+    pub(super) fn of<F: HostFamily>(
+        node: &Node,
+        key: &ReplyKey<F::Address>,
+        reply: &Reply<F::Address>,
+    ) -> Option<Self> {
+        let backend = Tables::<F>::endpoint(node, Turn::place(key.backend, 0)).copied()?;
+        let (hook, device) = match reply.delivery {
+            Delivery::KEPT => (Hook::Egress, ETH0),
+            Delivery::SNAT | Delivery::PEER if backend.flags & BackendFlags::LOCAL != 0 => (Hook::Pod, POD1),
+            _ => (Hook::Xdp, ETH0),
+        };
+        let pod = SocketAddr::new(F::to_ip(&backend.address), key.target_port);
+        let peer = SocketAddr::new(F::to_ip(&key.peer), key.peer_port);
+        Some(Self { pod, peer, hook, device })
+    }
 }
 
 /// TCP of any kind, with numbers so that a SYN-ACK is often acknowledged rightly.
@@ -134,7 +153,7 @@ fn shape(frame: Frame, random: &mut Random) -> Frame {
 }
 
 /// The invariants.
-fn check<F: HostFamily>(node: &Node) {
+pub(super) fn check<F: HostFamily>(node: &Node) {
     let (half, established) = (node.pairs::<F>(Stage::Half), node.pairs::<F>(Stage::Established));
     for (key, flow) in &established.flows {
         let reply_key = flow.reply_key(key.protocol);

@@ -57,7 +57,8 @@ pub(super) fn half_open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     };
     let key = flow_key::<F>(&frame.ip, &transport);
     let Some(live) = kernel.flow(Stage::Half, &key) else {
-        return Verdict::CONTINUE.number();
+        // It was there a moment ago: another CPU has moved it, or it was evicted.
+        return Verdict::drop(Reason::FLOW_BUSY).number();
     };
     // The other side may have been evicted and its SNAT port given away, or this entry been given to another flow since
     // the lookup: only a copy whose other side names this flow is believed.

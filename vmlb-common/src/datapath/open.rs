@@ -43,6 +43,10 @@ pub(super) fn open<F: Family, P: Packet, K: Kernel + Tables<F>>(
     if is_open(kernel, transport.flags, &reply.flow) {
         return Verdict::CONTINUE.number();
     }
+    // Another CPU may have proved the flow since it was looked for among the established ones.
+    if !transport.flags.is_opening() && kernel.flow(Stage::Established, &reply.flow).is_some() {
+        return Verdict::drop(Reason::FLOW_BUSY).number();
+    }
     reply.seen = now;
     let is_carried = origin == Origin::TUNNEL;
     let Some(frontend) = frontend(kernel, &reply.flow, origin) else {

@@ -87,6 +87,9 @@ pub struct Lookups {
 
 type Fib = Box<dyn Fn(&Question) -> Route>;
 
+/// What another CPU does, and before which lookup from now on.
+type Meanwhile = (u64, Box<dyn FnOnce(&Node)>);
+
 /// A node, with all its tables, over collections. One thread's.
 pub struct Node {
     capacities: Capacities,
@@ -111,6 +114,7 @@ pub struct Node {
     now: Cell<u32>,
     dice: Cell<u32>,
     lookups: Cell<Lookups>,
+    meanwhile: RefCell<Option<Meanwhile>>,
     reasons: RefCell<BTreeMap<Reason, u64>>,
     traffic: RefCell<BTreeMap<u32, Traffic>>,
     trace: RefCell<Vec<(Step, u32)>>,
@@ -149,6 +153,7 @@ impl Node {
             now: Cell::new(0),
             dice: Cell::new(0),
             lookups: Cell::default(),
+            meanwhile: RefCell::default(),
             reasons: RefCell::default(),
             traffic: RefCell::default(),
             trace: RefCell::default(),
@@ -302,8 +307,29 @@ impl Node {
         self.trace.take()
     }
 
+    /// Has another CPU do something right before the table lookup that is the `nth` from now on, the next being the first.
+    pub fn meanwhile(&self, nth: u64, change: impl FnOnce(&Self) + 'static) {
+        *self.meanwhile.borrow_mut() = Some((nth, Box::new(change)));
+    }
+
+    /// Takes back what [`Node::meanwhile`] has announced; whether it was still to come.
+    pub fn is_undisturbed(&self) -> bool {
+        self.meanwhile.take().is_some()
+    }
+
     pub(super) fn looked_up(&self) {
         self.note(|lookups| lookups.tables += 1);
+        let due = match &mut *self.meanwhile.borrow_mut() {
+            Some((left, _)) => {
+                *left -= 1;
+                *left == 0
+            }
+            None => false,
+        };
+        let change = if due { self.meanwhile.take() } else { None };
+        if let Some((_, change)) = change {
+            change(self);
+        }
     }
 
     fn note(&self, change: impl FnOnce(&mut Lookups)) {
