@@ -24,6 +24,8 @@ pub enum Shape {
     Backup,
     /// A bond of two cables, used in turn, to a bond.
     RoundRobin,
+    /// A bond of two cables that gives each its own clients, by the cable's own address; the kernel refuses XDP on it.
+    Adaptive,
     /// A bridge with the cable as its port.
     Bridge,
     /// VLAN 100 on a bond of two cables, of which one is used.
@@ -35,7 +37,7 @@ impl Shape {
     pub fn features(self) -> &'static [Feature] {
         match self {
             Self::Vlan | Self::ServiceVlan => &[Feature::Vlan],
-            Self::Backup | Self::RoundRobin => &[Feature::Bond],
+            Self::Backup | Self::RoundRobin | Self::Adaptive => &[Feature::Bond],
             Self::Bridge => &[],
             Self::VlanOnBond => &[Feature::Vlan, Feature::Bond],
         }
@@ -46,7 +48,7 @@ impl Shape {
         match self {
             Self::Vlan => "eth0.100",
             Self::ServiceVlan => "eth0.7.100",
-            Self::Backup | Self::RoundRobin => "bond0",
+            Self::Backup | Self::RoundRobin | Self::Adaptive => "bond0",
             Self::Bridge => "br-ex",
             Self::VlanOnBond => "bond0.100",
         }
@@ -58,6 +60,7 @@ impl Shape {
             Self::Vlan => Some("eth0, VLAN 100"),
             Self::ServiceVlan => Some("eth0, service VLAN 7, VLAN 100"),
             Self::Backup | Self::RoundRobin => None,
+            Self::Adaptive => Some("eth0 and eth1"),
             Self::Bridge => Some("eth0"),
             Self::VlanOnBond => Some("bond0, VLAN 100"),
         }
@@ -72,6 +75,7 @@ pub fn shape(topology: &Topology, node: usize, shape: Shape) -> Result<()> {
         Shape::Vlan => vlan(topology, node, "eth0", &node.name)?,
         Shape::ServiceVlan => service_vlan(topology, node)?,
         Shape::Backup => bond(topology, node, "active-backup")?,
+        Shape::Adaptive => bond(topology, node, "balance-alb")?,
         Shape::RoundRobin => {
             bond(topology, node, "balance-rr")?;
             let (name, router) = (&node.name, &topology.router);
@@ -215,7 +219,8 @@ pub fn serves(cluster: &Cluster, of: Shape) -> Result<()> {
                 "{of:?}, {family}: the stack has seen {seen} frames to the other node"
             );
         } else {
-            // An old kernel does not tell that XDP can send out of a veth: XDP marks, TC sends.
+            // An old kernel does not tell that XDP can send out of a veth, and out of some bonds it cannot: XDP marks,
+            // TC sends.
             ensure!(
                 deferred(cluster)? > 100,
                 "{of:?}, {family}: XDP has marked {} frames",

@@ -130,6 +130,38 @@ fn clients_on_a_bond_that_takes_turns_are_served() {
     is_served("clients_on_a_bond_that_takes_turns_are_served", Shape::RoundRobin);
 }
 
+/// In mode balance-alb the kernel refuses XDP on a bond, and each member has frames for an address of its own.
+#[test]
+fn a_bond_without_xdp_has_it_at_its_members_while_they_are_members() {
+    let shape = Shape::Adaptive;
+    unless_lacking(
+        "a_bond_without_xdp_has_it_at_its_members_while_they_are_members",
+        shape.features(),
+        || {
+            let cluster = layer2::cluster(shape)?;
+            layer2::serves(&cluster, shape)?;
+            let bond = layer2::device(&cluster, "bond0")?;
+            let why = bond["reason"].as_str().unwrap_or_default();
+            ensure!(why.starts_with("bond0: the driver refuses native XDP"), "{bond}");
+            let node = &cluster.topology.nodes[0].namespace;
+            let is_on = |members: &str| {
+                probe::wait(members, PATIENCE, || Ok(layer2::device(&cluster, "bond0")?["on"] == members))
+            };
+            layer2::downloads_meanwhile(&cluster, 6, || {
+                thread::sleep(Duration::from_secs(1));
+                node.ip("link set eth1 nomaster\n")?;
+                is_on("eth0")?;
+                let left = node.output("ip", &["link", "show", "dev", "eth1"])?;
+                ensure!(!left.contains("xdp"), "eth1 still has a program: {left}");
+                thread::sleep(Duration::from_secs(1));
+                node.ip("link set eth1 down\nlink set eth1 master bond0\n")?;
+                is_on("eth0 and eth1")
+            })?;
+            layer2::serves(&cluster, shape)
+        },
+    );
+}
+
 #[test]
 fn clients_on_a_vlan_of_a_bond_are_served() {
     is_served("clients_on_a_vlan_of_a_bond_are_served", Shape::VlanOnBond);

@@ -8,8 +8,8 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-    LinkMessage,
+    BondMode, BridgeStpState, InfoBond, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -62,6 +62,8 @@ pub struct Link {
     pub tag: Option<u32>,
     /// A bridge that does not take every frame: it runs STP, or filters VLANs.
     pub is_choosy: bool,
+    /// A bond that keeps members in reserve: the kernel drops what comes by those.
+    pub has_reserve: bool,
 }
 
 /// An address on a device.
@@ -302,6 +304,11 @@ fn note_kind(link: &mut Link, about: &LinkInfo) {
                 InfoBridge::StpState(state) => *state != BridgeStpState::Disabled,
                 _ => false,
             });
+        }
+        LinkInfo::Data(InfoData::Bond(about)) => {
+            link.has_reserve = about
+                .iter()
+                .any(|about| matches!(about, InfoBond::Mode(BondMode::ActiveBackup | BondMode::Ieee8023Ad)));
         }
         _ => {}
     }

@@ -6,8 +6,8 @@ use std::fmt::Debug;
 use vmlb_common::abi::{Carried, CarriedKey, Carrier, names};
 
 use crate::bpf::{PinnedMap, Plain};
-use crate::interface::Link;
-use crate::interface::footing::Footing;
+use crate::interface::footing::{Footing, Seat};
+use crate::interface::{Interfaces, Link};
 use crate::pins::PinRoot;
 
 /// Both maps, and what is in them.
@@ -30,10 +30,14 @@ impl Carriage {
     }
 
     /// Has the maps say that of these uplinks. What is not written now is tried again the next time.
-    pub fn set<'a>(&mut self, uplinks: impl Iterator<Item = (&'a Link, &'a Footing)>) {
+    pub fn set<'a>(
+        &mut self,
+        interfaces: &Interfaces,
+        uplinks: impl Iterator<Item = (&'a Link, &'a Footing, Seat)>,
+    ) {
         let (mut carried, mut carriers) = (BTreeMap::new(), BTreeMap::new());
-        for (link, footing) in uplinks {
-            carried.extend(footing.carried(link));
+        for (link, footing, seat) in uplinks {
+            carried.extend(footing.carried(interfaces, link, seat));
             carriers.insert(link.ifindex, footing.carrier());
         }
         let written = self.carriers.set(carriers).and_then(|()| self.carried.set(carried));

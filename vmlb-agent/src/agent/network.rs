@@ -15,14 +15,14 @@ use crate::facts::NodeFacts;
 use crate::handover::way::Way;
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
-use crate::interface::footing::{Footing, hidden_tags};
+use crate::interface::footing::{Footing, Seat, hidden_tags};
 use crate::interface::overlays::{is_ovn, leads_to_pods};
 use crate::interface::straight::{LocalDelivery, Straight};
 use crate::interface::uplinks::{Choice, Crossing, Snat, WithoutMetadata, choose, facts, without_metadata};
 use crate::interface::watch::{Netlink, Route};
-use crate::interface::{Changed, Interfaces};
+use crate::interface::{Changed, Interfaces, Link};
 use crate::loader::attach::clsact;
-use crate::loader::attach::{Attacher, Mode, Place, TcMethod, Uplink};
+use crate::loader::attach::{Attacher, Carriers, Mode, Place, TcMethod, Uplink};
 use crate::loader::programs::Programs;
 use crate::migration::Endpoint;
 use crate::neighbours::{Neighbours, NextHop};
@@ -44,10 +44,30 @@ impl Attached {
         self.footing.as_ref().filter(|_| self.uplink.mode == Mode::Xdp)
     }
 
-    /// Name of the device that has its XDP program.
-    fn xdp_device(&self) -> Option<&str> {
-        let own = (self.uplink.mode == Mode::Xdp).then_some(self.name.as_str())?;
-        Some(self.uplink.carrier.as_ref().map_or(own, |(name, _)| name))
+    /// Names of the devices that have its XDP program.
+    fn xdp_devices(&self) -> impl Iterator<Item = &str> {
+        let has_own = self.uplink.mode == Mode::Xdp && self.uplink.carriers.is_empty();
+        let own = has_own.then_some(self.name.as_str());
+        own.into_iter().chain(self.carriers())
+    }
+
+    /// Names of the devices that carry it.
+    fn carriers(&self) -> impl Iterator<Item = &str> {
+        self.uplink.carriers.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Which devices of its footing have the program.
+    fn seat(&self) -> Seat {
+        let is_on =
+            |footing: &Footing| self.uplink.carriers.iter().any(|(_, ifindex)| *ifindex == footing.on);
+        if self.footing().is_none_or(is_on) { Seat::On } else { Seat::Members }
+    }
+
+    /// The device that carries it and has its XDP program, or its members, with tags, for people; `None`: itself.
+    fn on(&self, ifindex: u32) -> Option<String> {
+        let footing =
+            self.footing().filter(|footing| footing.on != ifindex || self.seat() == Seat::Members)?;
+        Some(footing.describe(&self.carriers().collect::<Vec<_>>().join(" and ")))
     }
 }
 
@@ -205,7 +225,7 @@ impl Network {
         for (ifindex, attached) in &self.uplinks {
             let crossing: &mut Crossing = crossings.entry(*ifindex).or_default();
             crossing.flags |= DeviceFlags::UPLINK;
-            if attached.footing().is_some_and(|footing| self.can_carry(footing)) {
+            if self.can_carry(attached) {
                 crossing.flags |= DeviceFlags::CARRIED;
             }
         }
@@ -215,7 +235,8 @@ impl Network {
         for (ifindex, crossing) in &mut crossings {
             let name = self.interfaces.link(*ifindex).map(|link| link.name.as_str()).unwrap_or_default();
             let is_overlay = crossing.flags & DeviceFlags::OVERLAY != 0;
-            if !is_overlay && self.features.can_transmit(*ifindex, name) {
+            let refuses = self.uplinks.get(ifindex).is_some_and(|attached| attached.seat() == Seat::Members);
+            if !is_overlay && !refuses && self.features.can_transmit(*ifindex, name) {
                 crossing.flags |= DeviceFlags::XDP_TRANSMIT;
             }
             if self.without_metadata.contains(ifindex) {
@@ -230,8 +251,10 @@ impl Network {
         Ok(facts)
     }
 
-    /// Whether XDP can send out of all the devices that such frames leave by.
-    fn can_carry(&self, footing: &Footing) -> bool {
+    /// Whether XDP can send out of all the devices that the frames of an uplink leave by. Out of a bond that has no program
+    /// itself only the stack sends: which member it is, and under which address, XDP does not know.
+    fn can_carry(&self, attached: &Attached) -> bool {
+        let Some(footing) = attached.footing().filter(|_| attached.seat() == Seat::On) else { return false };
         let mut wires = footing.wires.iter().filter_map(|wire| self.interfaces.link(*wire));
         wires.all(|wire| self.features.can_transmit(wire.ifindex, &wire.name))
     }
@@ -283,7 +306,7 @@ impl Network {
             let place = Place { name: &attached.name, ifindex: *ifindex };
             let stays = is_there(ifindex, &attached.name) && attacher.is_intact(place, &attached.uplink);
             if !stays {
-                self.idle.extend(attached.uplink.carrier.iter().map(|(name, _)| name.clone()));
+                self.idle.extend(attached.carriers().map(str::to_owned));
             }
             stays
         });
@@ -295,20 +318,16 @@ impl Network {
             let unseen = footing.as_ref().and_then(|footing| hidden_tags(interfaces, footing));
             let wanted = if unseen.is_some() { Mode::Tc } else { mode };
             let reason = unseen.or(reason.map(str::to_owned));
-            let carrier = footing.as_ref().and_then(|footing| interfaces.link(footing.on));
-            let carrier = carrier.map(|on| Place { name: &on.name, ifindex: on.ifindex });
+            let carriers = footing.as_ref().and_then(|footing| carriers(interfaces, footing));
             if let Some(attached) = self.uplinks.get(&link.ifindex) {
-                let is_there = |(name, ifindex): &(String, u32)| {
-                    carrier.is_some_and(|place| place.name == name && place.ifindex == *ifindex)
-                };
+                let mut carry = attached.uplink.carriers.iter();
                 let is_as_wanted = attached.wanted == wanted && attached.footing == footing;
-                if is_as_wanted && attached.uplink.carrier.as_ref().is_none_or(is_there) {
+                if is_as_wanted && carry.all(|(name, ifindex)| is_there(ifindex, name)) {
                     continue;
                 }
-                self.idle.extend(attached.uplink.carrier.iter().map(|(name, _)| name.clone()));
+                self.idle.extend(attached.carriers().map(str::to_owned));
             }
-            let place = Place { name: &link.name, ifindex: link.ifindex };
-            let attached = self.attacher.uplink(programs, place, wanted, carrier);
+            let attached = self.attacher.uplink(programs, place(link), wanted, carriers.as_ref());
             let mut uplink = match attached.with_context(|| format!("cannot serve clients on {}", link.name))
             {
                 Ok(uplink) => uplink,
@@ -323,7 +342,7 @@ impl Network {
             };
             uplink.reason = uplink.reason.or(reason);
             let attached = Attached { name: link.name.clone(), wanted, footing, uplink };
-            let by = match on(interfaces, link.ifindex, &attached) {
+            let by = match attached.on(link.ifindex) {
                 Some(on) => format!("{} on {on}", attached.uplink.mode.name()),
                 None => attached.uplink.mode.name().to_owned(),
             };
@@ -344,12 +363,11 @@ impl Network {
     /// Has the maps say which devices carry uplinks, and takes XDP programs off those that do so no more.
     fn carry(&mut self) -> anyhow::Result<()> {
         let (interfaces, uplinks) = (&self.interfaces, &self.uplinks);
-        self.carriage.set(
-            uplinks
-                .iter()
-                .filter_map(|(ifindex, attached)| Some((interfaces.link(*ifindex)?, attached.footing()?))),
-        );
-        let used: BTreeSet<&str> = uplinks.values().filter_map(Attached::xdp_device).collect();
+        let stands = uplinks.iter().filter_map(|(ifindex, attached)| {
+            Some((interfaces.link(*ifindex)?, attached.footing()?, attached.seat()))
+        });
+        self.carriage.set(interfaces, stands);
+        let used: BTreeSet<&str> = uplinks.values().flat_map(Attached::xdp_devices).collect();
         for name in std::mem::take(&mut self.idle) {
             if !used.contains(name.as_str()) {
                 self.attacher.detach(&name, Hook::Xdp)?;
@@ -458,7 +476,7 @@ impl Network {
         let mut wanted = BTreeSet::new();
         for attached in self.uplinks.values() {
             wanted.extend([Hook::Ingress, Hook::Egress].map(|hook| (attached.name.clone(), hook)));
-            wanted.extend(attached.xdp_device().map(|name| (name.to_owned(), Hook::Xdp)));
+            wanted.extend(attached.xdp_devices().map(|name| (name.to_owned(), Hook::Xdp)));
         }
         wanted.extend(self.sides.links());
         self.attacher.prune(&wanted)
@@ -493,7 +511,7 @@ impl Network {
             role: Role::Uplink,
             mode: attached.uplink.mode,
             reason: attached.uplink.reason.clone(),
-            on: on(&self.interfaces, *ifindex, attached),
+            on: attached.on(*ifindex),
         });
         let pods = self.sides.devices().map(|device| DeviceState {
             reason: self.straight.refusal(device.ifindex).map(str::to_owned),
@@ -503,8 +521,13 @@ impl Network {
     }
 }
 
-/// The device that carries an uplink and has its XDP program, with tags, for people; `None`: itself.
-fn on(interfaces: &Interfaces, ifindex: u32, attached: &Attached) -> Option<String> {
-    let footing = attached.footing().filter(|footing| footing.on != ifindex)?;
-    Some(footing.describe(&interfaces.link(footing.on)?.name))
+fn place(link: &Link) -> Place<'_> {
+    Place { name: &link.name, ifindex: link.ifindex }
+}
+
+/// What carries an uplink, as the attacher wants it; `None`: it has gone.
+fn carriers<'a>(interfaces: &'a Interfaces, footing: &Footing) -> Option<Carriers<'a>> {
+    let place = |ifindex: &u32| interfaces.link(*ifindex).map(place);
+    let members = footing.members.iter().filter_map(place);
+    Some(Carriers { on: place(&footing.on)?, members: members.collect() })
 }

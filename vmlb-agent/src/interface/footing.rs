@@ -1,5 +1,5 @@
 //! On which device XDP meets the frames of an uplink: a VLAN's on its parent, with tags; a bond's on its members, to which
-//! the kernel itself brings the bond's program; a bridge's on its only port.
+//! the kernel itself brings the bond's program, or the agent where the kernel refuses to; a bridge's on its only port.
 
 use vmlb_common::abi::{Carried, CarriedKey, Carrier};
 
@@ -15,23 +15,50 @@ pub struct Footing {
     pub on: u32,
     /// The devices by which the program sees frames come: `on`, or its members.
     pub wires: Vec<u32>,
+    /// The devices that get the program where `on` refuses it: members of a bond that uses all of them.
+    pub members: Vec<u32>,
     /// Tags of the frames, the outer one first; as in [`CarriedKey`].
     pub tags: Vec<u32>,
+}
+
+/// Which devices of a footing have the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// The one it is on.
+    On,
+    /// The members in its stead.
+    Members,
 }
 
 impl Footing {
     /// A device that gets the program itself, because it carries others.
     #[must_use]
     pub fn of(ifindex: u32) -> Self {
-        Self { on: ifindex, wires: vec![ifindex], tags: Vec::new() }
+        Self { on: ifindex, wires: vec![ifindex], members: Vec::new(), tags: Vec::new() }
     }
 
     /// Entries of map `carried` for the uplink `link`.
-    pub fn carried<'a>(&'a self, link: &'a Link) -> impl Iterator<Item = (CarriedKey, Carried)> + 'a {
+    pub fn carried<'a>(
+        &'a self,
+        interfaces: &'a Interfaces,
+        link: &'a Link,
+        seat: Seat,
+    ) -> impl Iterator<Item = (CarriedKey, Carried)> + 'a {
         let (outer, inner) = self.tags();
-        let mac = link.address.as_slice().try_into().unwrap_or_default();
-        let carried = Carried { ifindex: link.ifindex, mac, pad: 0 };
-        self.wires.iter().map(move |wire| (CarriedKey { carrier: *wire, outer, inner }, carried))
+        self.wires.iter().map(move |wire| {
+            let address = self.address(interfaces, link, *wire, seat);
+            let mac = address.try_into().unwrap_or_default();
+            let carried = Carried { ifindex: link.ifindex, mac, pad: 0 };
+            (CarriedKey { carrier: *wire, outer, inner }, carried)
+        })
+    }
+
+    /// The MAC address of frames for `link` that come by a wire. A bond that gives its members addresses of their own
+    /// (balance-tlb, balance-alb) takes from each what is for that member's.
+    fn address<'a>(&self, interfaces: &'a Interfaces, link: &'a Link, wire: u32, seat: Seat) -> &'a [u8] {
+        let is_bonds = interfaces.link(self.on).is_some_and(|on| on.address == link.address);
+        let own = interfaces.link(wire).filter(|_| seat == Seat::Members && is_bonds);
+        own.map_or(&link.address, |wire| &wire.address)
     }
 
     /// Its entry of map `carriers`.
@@ -89,7 +116,8 @@ fn stand(interfaces: &Interfaces, link: &Link, depth: usize) -> Result<Footing, 
             if wires.is_empty() {
                 return Err("the bond has no member");
             }
-            Ok(Footing { on: link.ifindex, wires, tags: Vec::new() })
+            let members = if link.has_reserve { Vec::new() } else { wires.clone() };
+            Ok(Footing { on: link.ifindex, wires, members, tags: Vec::new() })
         }
         "bridge" if link.is_choosy => Err("the bridge runs STP or filters VLANs, of which XDP knows nothing"),
         "bridge" => {
@@ -164,15 +192,47 @@ mod tests {
             link(9, "bridge"),
         ];
         let node = node(&devices);
-        let on = |tags: &[u32]| Ok(Some(Footing { on: 5, wires: vec![2, 3], tags: tags.to_vec() }));
+        let both = || vec![2, 3];
+        let on =
+            |tags: &[u32]| Ok(Some(Footing { on: 5, wires: both(), members: both(), tags: tags.to_vec() }));
         assert_eq!(stands(&node, 5), on(&[]));
         assert_eq!(stands(&node, 6), on(&[S7]));
         assert_eq!(stands(&node, 7), on(&[S7, V100]));
         assert_eq!(stands(&node, 9), on(&[V100]));
         let seven = stands(&node, 7).ok().flatten().expect("it stands");
         assert_eq!(seven.describe("bond0"), "bond0, service VLAN 7, VLAN 100");
-        let keys: Vec<_> = seven.carried(&devices[4]).map(|(key, to)| (key.carrier, to.ifindex)).collect();
+        let keys = seven.carried(&node, &devices[4], Seat::On);
+        let keys: Vec<_> = keys.map(|(key, to)| (key.carrier, to.ifindex)).collect();
         assert_eq!(keys, [(2, 7), (3, 7)]);
+    }
+
+    #[test]
+    fn members_stand_in_for_a_bond_that_uses_them_all_each_by_its_address() {
+        let with = |address: u8, link: Link| Link { address: vec![address; 6], ..link };
+        let devices = [
+            with(2, member(2, 5)),
+            with(3, member(3, 5)),
+            with(3, link(5, "bond")),
+            with(3, vlan(6, 5, V100)),
+            with(7, vlan(7, 5, S7)),
+        ];
+        let seen = |ifindex: u32, seat| {
+            let node = node(&devices);
+            let link = node.link(ifindex).expect("a link");
+            let footing = footing(&node, link).ok().flatten().expect("it stands");
+            assert_eq!(footing.members, [2, 3]);
+            let macs = footing.carried(&node, link, seat).map(|(key, to)| (key.carrier, to.mac[0]));
+            macs.collect::<Vec<_>>()
+        };
+        assert_eq!(seen(5, Seat::On), [(2, 3), (3, 3)]);
+        for ifindex in [5, 6] {
+            assert_eq!(seen(ifindex, Seat::Members), [(2, 2), (3, 3)]);
+        }
+        // An address of its own is the same on every wire.
+        assert_eq!(seen(7, Seat::Members), [(2, 7), (3, 7)]);
+        let reserve = node(&[member(2, 5), Link { has_reserve: true, ..link(5, "bond") }]);
+        let alone = stands(&reserve, 5).ok().flatten().expect("it stands");
+        assert!(alone.wires == [2] && alone.members.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
@@ -54,10 +54,24 @@ impl Mode {
 pub struct Uplink {
     /// The hook of the datapath.
     pub mode: Mode,
-    /// Why it is not XDP.
+    /// Why it is not XDP, or not where it belongs.
     pub reason: Option<String>,
-    /// Name and index of the device that carries it and has its XDP program; `None`: itself.
-    pub carrier: Option<(String, u32)>,
+    /// Names and indexes of the devices that carry it and have its XDP program; none: itself.
+    pub carriers: Vec<(String, u32)>,
+}
+
+impl Uplink {
+    const BY_XDP: Self = Self { mode: Mode::Xdp, reason: None, carriers: Vec::new() };
+    const BY_TC: Self = Self { mode: Mode::Tc, reason: None, carriers: Vec::new() };
+}
+
+/// What carries an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carriers<'a> {
+    /// The device that gets the program.
+    pub on: Place<'a>,
+    /// Those that get it where `on` refuses it.
+    pub members: Vec<Place<'a>>,
 }
 
 /// A device to attach to.
@@ -89,8 +103,8 @@ impl Attacher {
         self.method
     }
 
-    /// Puts the programs of an uplink on a device, or swaps them into the links that are there; XDP on `carrier`, where the
-    /// device is carried by that one. There is no moment without a program if there was one before; an XDP program that is
+    /// Puts the programs of an uplink on a device, or swaps them into the links that are there; XDP on its carriers, where
+    /// others carry it. There is no moment without a program if there was one before; an XDP program that is
     /// of no use any more is left to [`Attacher::detach`], others may need it.
     ///
     /// # Errors
@@ -100,35 +114,51 @@ impl Attacher {
         programs: &mut Programs,
         place: Place<'_>,
         wanted: Mode,
-        carrier: Option<Place<'_>>,
+        carriers: Option<&Carriers<'_>>,
     ) -> anyhow::Result<Uplink> {
-        let xdp = match (wanted, carrier) {
-            (Mode::Xdp, None) => Some((place, programs::XDP)),
-            (Mode::Xdp, Some(carrier)) => Some((carrier, programs::XDP_CARRIER)),
-            (Mode::Tc, _) => None,
-        };
+        let own = if carriers.is_none() { programs::XDP } else { programs::XDP_CARRIER };
         // Frames of a device that another carries may come past its program: by a member that has just joined, or under the
         // MAC address of a moment ago.
-        let beside = if carrier.is_none() { programs::INGRESS } else { programs::INGRESS_FULL };
+        let beside = if carriers.is_none() { programs::INGRESS } else { programs::INGRESS_FULL };
         // Here, all at once: a kernel that refuses a program is no driver that refuses its hook.
-        match xdp {
-            Some((_, name)) => programs.load(&[programs::EGRESS, name, beside])?,
-            None => programs.load(&[programs::EGRESS, programs::INGRESS_FULL])?,
+        match wanted {
+            Mode::Xdp => programs.load(&[programs::EGRESS, own, beside])?,
+            Mode::Tc => programs.load(&[programs::EGRESS, programs::INGRESS_FULL])?,
         }
         self.attach_tc(programs, place, Hook::Egress, programs::EGRESS)?;
         // Each change of mode has a moment with both hooks, none with neither: what one has translated is foreign to the other.
-        let refused = match xdp {
-            Some((place, name)) => self.attach_xdp(programs.xdp(name)?, place).err(),
-            None => None,
+        let by_xdp = match (wanted, carriers) {
+            (Mode::Xdp, None) => self.attach_xdp(programs.xdp(own)?, place).map(|()| Uplink::BY_XDP),
+            (Mode::Xdp, Some(carriers)) => self.attach_carriers(programs.xdp(own)?, carriers),
+            (Mode::Tc, _) => Ok(Uplink::BY_TC),
         };
-        let is_by_xdp = xdp.is_some() && refused.is_none();
-        let ingress = if is_by_xdp { beside } else { programs::INGRESS_FULL };
+        let uplink =
+            by_xdp.unwrap_or_else(|error| Uplink { reason: Some(format!("{error:#}")), ..Uplink::BY_TC });
+        let ingress = if uplink.mode == Mode::Xdp { beside } else { programs::INGRESS_FULL };
         self.attach_tc(programs, place, Hook::Ingress, ingress)?;
-        if is_by_xdp {
-            let carrier = carrier.map(|carrier| (carrier.name.to_owned(), carrier.ifindex));
-            return Ok(Uplink { mode: Mode::Xdp, reason: None, carrier });
+        Ok(uplink)
+    }
+
+    /// XDP on what carries an uplink. A bond refuses it in some modes, and where the driver of one member has none; the
+    /// kernel lets members have programs of their own while the bond has none.
+    fn attach_carriers(&self, program: &mut Xdp, carriers: &Carriers<'_>) -> anyhow::Result<Uplink> {
+        let named = |place: &Place<'_>| (place.name.to_owned(), place.ifindex);
+        let refused = match self.attach_xdp(program, carriers.on) {
+            Ok(()) => return Ok(Uplink { carriers: vec![named(&carriers.on)], ..Uplink::BY_XDP }),
+            Err(error) if carriers.members.is_empty() => return Err(error),
+            Err(error) => error,
+        };
+        let mut reasons = vec![format!("{}: {refused:#}", carriers.on.name)];
+        let mut with_program = Vec::new();
+        for member in &carriers.members {
+            match self.attach_xdp(program, *member) {
+                Ok(()) => with_program.push(named(member)),
+                Err(error) => reasons.push(format!("{}: {error:#}", member.name)),
+            }
         }
-        Ok(Uplink { mode: Mode::Tc, reason: refused.map(|error| format!("{error:#}")), carrier: None })
+        let reason = reasons.join("; ");
+        ensure!(!with_program.is_empty(), "{reason}");
+        Ok(Uplink { carriers: with_program, reason: Some(reason), ..Uplink::BY_XDP })
     }
 
     /// Puts the reverse program on a pod's host-side device.
@@ -174,8 +204,9 @@ impl Attacher {
     pub fn is_intact(&self, place: Place<'_>, uplink: &Uplink) -> bool {
         let tc = (self.method == TcMethod::Tcx)
             .then_some([(Hook::Ingress, LinkHook::TcxIngress), (Hook::Egress, LinkHook::TcxEgress)]);
-        let carrier = uplink.carrier.as_ref().map(|(name, ifindex)| Place { name, ifindex: *ifindex });
-        let xdp = (uplink.mode == Mode::Xdp).then_some((carrier.unwrap_or(place), Hook::Xdp, LinkHook::Xdp));
+        let itself = (uplink.mode == Mode::Xdp && uplink.carriers.is_empty()).then_some(place);
+        let carriers = uplink.carriers.iter().map(|(name, ifindex)| Place { name, ifindex: *ifindex });
+        let xdp = itself.into_iter().chain(carriers).map(|place| (place, Hook::Xdp, LinkHook::Xdp));
         let tc = tc.into_iter().flatten().map(|(hook, expected)| (place, hook, expected));
         tc.chain(xdp).all(|(place, hook, expected)| {
             let target = pinned_link_target(&self.root.link(place.name, hook)).ok().flatten();

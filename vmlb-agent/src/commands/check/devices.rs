@@ -5,10 +5,10 @@ use std::fs;
 
 use crate::interface::features::Features;
 use crate::interface::flag::DeviceFlag;
-use crate::interface::footing::hidden_tags;
+use crate::interface::footing::{Footing, hidden_tags};
 use crate::interface::uplinks::{WithoutMetadata, choose};
 use crate::interface::watch::Netlink;
-use crate::interface::{Link, offloads};
+use crate::interface::{Interfaces, Link, offloads};
 use crate::loader::attach::Mode;
 
 use super::{Finding, Weight};
@@ -56,11 +56,17 @@ pub(super) async fn uplinks(flags: &[DeviceFlag]) -> anyhow::Result<Vec<Uplink>>
             let carrier = footing.and_then(|footing| interfaces.link(footing.on));
             let place = carrier.unwrap_or(choice.link);
             let named = footing.filter(|footing| footing.on != choice.link.ifindex);
+            let own = features.xdp(place.ifindex);
+            let members = footing.map(|footing| stand_ins(&interfaces, &features, footing, own));
+            let members = members.filter(|(names, _)| !names.is_empty());
             Uplink {
-                xdp: features.xdp(place.ifindex),
+                xdp: members.as_ref().map(|(_, xdp)| *xdp).or(own),
                 offloads: offloads::active(place.ifindex).unwrap_or_default(),
                 driver: driver(&place.name),
-                on: named.map(|footing| footing.describe(&place.name)),
+                on: match (footing, members) {
+                    (Some(footing), Some((names, _))) => Some(footing.describe(&names.join(" and "))),
+                    _ => named.map(|footing| footing.describe(&place.name)),
+                },
                 hidden: footing.and_then(|footing| hidden_tags(&interfaces, footing)),
                 link: choice.link.clone(),
                 mode: choice.mode,
@@ -68,6 +74,20 @@ pub(super) async fn uplinks(flags: &[DeviceFlag]) -> anyhow::Result<Vec<Uplink>>
             }
         })
         .collect())
+}
+
+/// The members that have XDP where the bond, whose features are `own`, has none; out of it XDP cannot send.
+fn stand_ins(
+    interfaces: &Interfaces,
+    features: &Features,
+    footing: &Footing,
+    own: Option<u64>,
+) -> (Vec<String>, u64) {
+    let lacks = own.is_some_and(|own| own & BASIC == 0);
+    let members = footing.members.iter().filter(|_| lacks);
+    let members = members.filter(|member| features.xdp(**member).is_some_and(|xdp| xdp & BASIC != 0));
+    let names = members.filter_map(|member| Some(interfaces.link(*member)?.name.clone()));
+    (names.collect(), BASIC)
 }
 
 fn driver(name: &str) -> String {
