@@ -232,7 +232,17 @@ fn status(node: &Node) -> Result<()> {
     ensure!(
         row(status["tables"].as_array().context("tables")?, "map", "slots")?["entries"].as_u64() > Some(0)
     );
+    let way = row(status["ways"].as_array().context("ways")?, "way", "uplink")?;
+    ensure!(way["device"] == "eth0" && way["backends"].as_u64() >= Some(1), "{way}");
+    let backend = row(status["backends"].as_array().context("backends")?, "name", "default/vm01")?;
+    ensure!(backend["ways"][0]["way"] == "stack" && backend["ways"][1]["way"] == "stack", "{backend}");
+    let wide = text(node, &["status", "--output", "wide"])?;
+    ensure!(
+        wide.lines().any(|line| line.starts_with("default/vm01") && line.contains("on this node")),
+        "{wide}"
+    );
     let text = text(node, &["status"])?;
+    ensure!(!text.contains("\ndefault/vm01"), "each backend, though nobody asked: {text}");
     ensure!(text.contains("follow the objects as of") && text.contains("10256 for health"), "{text}");
     Ok(())
 }

@@ -150,7 +150,8 @@ fn what_a_cni_judges_its_pods_packets_by_is_not_passed_by_unless_forced() {
     });
 }
 
-/// A new flow of the first node's VM is delivered like this, and `vmlb status` gives this reason for its device, or none.
+/// A new flow of the first node's VM is delivered like this, and `vmlb status` gives this reason for its device, and `vmlb
+/// backends` for its way, or none.
 fn delivers(cluster: &Cluster, delivery: &str, reason: &str) -> Result<()> {
     let node = &cluster.topology.nodes[0];
     probe::wait("the reason is told", Duration::from_secs(5), || {
@@ -161,6 +162,12 @@ fn delivers(cluster: &Cluster, delivery: &str, reason: &str) -> Result<()> {
         let fits = |told: &str| if reason.is_empty() { told.is_empty() } else { told.contains(reason) };
         Ok(!sides.is_empty() && sides.iter().all(|side| fits(side["reason"].as_str().unwrap_or_default())))
     })?;
+    let backends = agent::json(node, &["backends"])?;
+    let mut backends = backends.as_array().into_iter().flatten();
+    let ways = &backends.find(|row| row["name"] == "vm01").context("vm01")?["ways"];
+    let way = if delivery == "peer" { "device" } else { "stack" };
+    let why = ways[0]["why"].as_str().unwrap_or_default();
+    ensure!(ways[0]["way"] == way && why.contains(reason), "vm01 is reached by {ways}");
     for family in Family::ALL {
         let before = of_delivery(node, delivery)?;
         let lines = cluster.frontend("first", servers::LINES, 0, family)?;

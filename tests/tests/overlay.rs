@@ -13,7 +13,7 @@ use vmlb_tests::overlay::relay::Relay;
 use vmlb_tests::overlay::{self, Overlay};
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::talk::Talk;
-use vmlb_tests::topology::Attachment;
+use vmlb_tests::topology::{Attachment, Node};
 use vmlb_tests::{probe, requests, servers};
 
 /// Octets of a transfer: thousands of packets each way, most of them in segments not yet cut.
@@ -223,6 +223,25 @@ fn a_service_that_no_way_leads_to_is_left_to_the_stack_as_a_whole() {
     });
 }
 
+/// `vmlb status` has the ways of this node's VM and of the other's, in sum and each, and `vmlb flows` the device.
+fn is_told(node: &Node) -> Result<()> {
+    let status = agent::json(node, &["status"])?;
+    let of = |list: &str, field: &str, value: &str| {
+        let mut rows = status[list].as_array().into_iter().flatten();
+        rows.find(|row| row[field] == value).cloned().with_context(|| format!("no {value}: {}", status[list]))
+    };
+    let (stack, overlay) = (of("ways", "way", "stack")?, of("ways", "way", "overlay")?);
+    ensure!(stack["backends"] == 1 && stack["device"].is_null() && stack["examples"][0] == "default/vm01");
+    ensure!(overlay["backends"] == 1 && overlay["device"] == overlay::DEVICE, "{overlay}");
+    let vm02 = of("backends", "name", "default/vm02")?;
+    ensure!(vm02["ways"][1]["way"] == "overlay", "{vm02}");
+    let flows = agent::json(node, &["flows"])?;
+    let mut flows = flows.as_array().into_iter().flatten();
+    let flow = flows.find(|flow| flow["way"] == "overlay").context("no flow by the overlay")?;
+    ensure!(flow["device"] == overlay::DEVICE && flow["backend"] == "default/vm02", "{flow}");
+    Ok(())
+}
+
 #[test]
 fn an_overlay_that_comes_later_and_again_is_followed_and_left() {
     unless_unable("an_overlay_that_comes_later_and_again_is_followed_and_left", || {
@@ -255,6 +274,7 @@ fn an_overlay_that_comes_later_and_again_is_followed_and_left() {
             let ways = &of(vm).context("not listed")?["ways"];
             ensure!(ways[0]["way"] == way && ways[1]["way"] == way, "{vm} is reached by {ways}");
         }
+        is_told(node)?;
         for (index, node) in cluster.topology.nodes.iter().enumerate() {
             cluster.agents[index].take().context("an agent")?.stop()?;
             agent::detach(node)?;

@@ -20,6 +20,7 @@ use crate::counts::FlowCounts;
 use crate::counts::traffic::TrafficMap;
 use crate::pins::PinRoot;
 use crate::settings::text;
+use crate::state::State;
 
 /// Options of `vmlb backends`.
 #[derive(Args, Clone, Debug)]
@@ -30,7 +31,7 @@ use crate::settings::text;
 
 WEIGHT is what the VM asks for by annotation, 100 without it; SHARE is a backend's part of the selection tables it is in, so
 of new flows to their Services (percent); one that finishes what it has, has none. FLOWS are those open now, NEW those since the backend came, PACKETS and BYTES in both directions (IP
-headers included). WAYS (wide and JSON) says of each address by which device it is reached from here, and why."))]
+headers included). WAYS (wide and JSON) says of each address by which way it is reached from here, and why."))]
 pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
@@ -96,7 +97,11 @@ fn list(root: &PinRoot, out: &mut dyn Write, reading: &Reading) -> anyhow::Resul
         addresses: backend_addresses(root)?,
         places: places(root)?,
         // A listing for a glance does without asking for a route per backend.
-        reaches: if reading.output == Output::Table { None } else { Some(Reaches::open(root)?) },
+        reaches: if reading.output == Output::Table {
+            None
+        } else {
+            Some(Reaches::open(root, State::read(root).as_ref())?)
+        },
         targets: targets(root)?,
         slots: slots(root)?,
         flows: FlowCounts::read(root)?.by_backend,

@@ -34,9 +34,8 @@ use filter::Wanted;
 
 A flow is opening until the backend has answered and the client has shown that it got the answer; closing after one FIN,
 closed after both or a RST. PEER is whom the backend answers: the client, or this node with a SNAT port. IDLE is in seconds.
-WAY is how packets reach the backend now: by this node's stack, into the pod's device, by an uplink
-(or overlay: see DEVICE), or by the tunnel to its
-node.
+WAY is how packets reach the backend now: by this node's stack, into the pod's device, by an uplink or an
+overlay (DEVICE says which), or by the tunnel to its node.
 Flows come in no order: pipe them through sort."))]
 pub struct Options {
     #[command(flatten)]
@@ -64,7 +63,7 @@ struct FlowRow<'a> {
     target_port: u16,
     peer: SocketAddr,
     delivery: &'static str,
-    /// How its packets reach the backend now: stack, device, uplink, tunnel, or none.
+    /// How its packets reach the backend now: stack, device, uplink, overlay, tunnel, or none.
     way: &'static str,
     /// The device by which they leave; absent: the stack's affair, or none has gone yet.
     device: Option<String>,
@@ -207,8 +206,7 @@ impl Reader<'_> {
         let idle = self.clock.idle(flow.seen);
         let places = self.places.get(&flow.backend).into_iter().flatten();
         let place = places.copied().find(|place| usize::from(place.address.is_ipv6()) == F::PLACE);
-        let way = ways::way(flow.delivery, place.as_ref());
-        let hop = hops.of(way, flow.backend);
+        let (way, hop) = hops.of(flow.delivery, place.as_ref(), flow.backend);
         listing.row(&FlowRow {
             protocol: Protocol::new(key.protocol).name(),
             client: SocketAddr::new(key.client.ip(), key.client_port),

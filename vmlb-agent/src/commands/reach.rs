@@ -1,4 +1,4 @@
-//! By which device each backend is reached, as the node's routes and map `devices` have it now, and why so.
+//! By which way each backend is reached, as the node's routes and map `devices` have it now, and why so.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,15 +13,30 @@ use crate::bpf::PinnedMap;
 use crate::interface::uplinks::snat_addresses;
 use crate::interface::watch::Netlink;
 use crate::pins::PinRoot;
+use crate::state::{Role, State};
 
 /// How packets to one address of a backend go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Reach {
     pub address: IpAddr,
-    /// `stack`, `uplink`, `overlay` or `none`.
+    /// `stack`, `device`, `uplink`, `overlay` or `none`.
     pub way: &'static str,
     /// The device that the route names.
+    pub device: Option<String>,
+    /// For people.
+    pub why: String,
+    /// What of the reason it has in common with others; a pod of this node has a device of its own.
+    #[serde(skip)]
+    pub ground: Ground,
+}
+
+/// Why a way is as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Ground {
+    /// As in [`Reach::way`].
+    pub way: &'static str,
+    /// The device that all such packets go into; `None`: each pod's.
     pub device: Option<String>,
     /// For people.
     pub why: String,
@@ -38,16 +53,21 @@ pub(super) struct Reaches {
     runtime: Runtime,
     netlink: Netlink,
     devices: HashMap<u32, Device>,
+    /// Why packets do not go straight into pods' devices, by interface index, where that was asked for.
+    refusals: HashMap<u32, String>,
 }
 
 impl Reaches {
     /// # Errors
     /// When the maps or netlink cannot be opened.
-    pub fn open(root: &PinRoot) -> anyhow::Result<Self> {
+    pub fn open(root: &PinRoot, state: Option<&State>) -> anyhow::Result<Self> {
         let map: PinnedMap<u32, Device> = PinnedMap::open(root, names::DEVICES)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let netlink = runtime.block_on(async { Netlink::connect() })?;
-        Ok(Self { runtime, netlink, devices: map.all()?.into_iter().collect() })
+        let pods = state.into_iter().flat_map(|state| &state.devices);
+        let pods = pods.filter(|device| device.role == Role::PodSide);
+        let refusals = pods.filter_map(|device| Some((device.ifindex, device.reason.clone()?)));
+        Ok(Self { runtime, netlink, devices: map.all()?.into_iter().collect(), refusals: refusals.collect() })
     }
 
     /// How one endpoint is reached.
@@ -60,16 +80,34 @@ impl Reaches {
         let ifindex = route.map(|route| route.ifindex);
         let device = ifindex.and_then(|ifindex| self.devices.get(&ifindex));
         let name = ifindex.map(device_name);
-        let (way, why) = judge(place, name.as_deref(), device);
-        Ok(Reach { address, way, device: name, why })
+        let refusal = ifindex.and_then(|ifindex| self.refusals.get(&ifindex));
+        let Some(name) = name else {
+            let ground = Ground { way: "none", device: None, why: "no route leads there".to_owned() };
+            return Ok(Reach { address, way: ground.way, device: None, why: ground.why.clone(), ground });
+        };
+        let (ground, why) = if place.is_here() {
+            here(&name, device, refusal.map(String::as_str))
+        } else {
+            let (way, why) = elsewhere(place, &name, device);
+            (Ground { way, device: Some(name.clone()), why: why.clone() }, why)
+        };
+        Ok(Reach { address, way: ground.way, device: Some(name), why, ground })
     }
 }
 
-fn judge(place: &Place, name: Option<&str>, device: Option<&Device>) -> (&'static str, String) {
-    let Some(name) = name else { return ("none", "no route leads there".to_owned()) };
-    if place.is_here() {
-        return ("stack", format!("its pod is on this node, behind {name}"));
+/// The way to a pod of this node behind that device.
+fn here(name: &str, device: Option<&Device>, refusal: Option<&str>) -> (Ground, String) {
+    const HERE: &str = "its pod is on this node";
+    if device.is_some_and(|device| device.flags & DeviceFlags::DIRECT != 0) {
+        let why = format!("{HERE}, --local-delivery asks for it");
+        return (Ground { way: "device", device: None, why }, format!("{HERE}, straight into {name}"));
     }
+    let refusal = refusal.map(|refusal| format!("; {refusal}")).unwrap_or_default();
+    let ground = Ground { way: "stack", device: None, why: format!("{HERE}{refusal}") };
+    (ground, format!("{HERE}, behind {name}{refusal}"))
+}
+
+fn elsewhere(place: &Place, name: &str, device: Option<&Device>) -> (&'static str, String) {
     let flags = device.map_or(0, |device| device.flags);
     let snat = || {
         let same = device.into_iter().flat_map(snat_addresses);
@@ -90,23 +128,34 @@ mod tests {
     use super::*;
     use vmlb_common::family::Address4;
 
-    fn told(is_here: bool, flags: Option<u32>) -> (&'static str, String) {
-        let place = Place::new(IpAddr::from([10, 244, 2, 10]), is_here);
+    fn told(flags: Option<u32>) -> (&'static str, String) {
+        let place = Place::new(IpAddr::from([10, 244, 2, 10]), false);
         let snat_v4 = Address4 { octets: [10, 244, 1, 0] };
         let device = flags.map(|flags| Device { flags, snat_v4, ..Device::default() });
-        judge(&place, Some("dev0"), device.as_ref())
+        elsewhere(&place, "dev0", device.as_ref())
+    }
+
+    #[test]
+    fn pods_of_the_node_share_a_reason_but_no_device() {
+        let straight = Device { flags: DeviceFlags::POD_SIDE | DeviceFlags::DIRECT, ..Device::default() };
+        let (ground, why) = here("pod1", Some(&straight), None);
+        assert_eq!((ground.way, ground.device), ("device", None));
+        assert_eq!(why, "its pod is on this node, straight into pod1");
+        let (ground, why) = here("pod1", None, Some("by the stack: a chain would be passed by"));
+        assert_eq!(ground.way, "stack");
+        assert_eq!(ground.why, "its pod is on this node; by the stack: a chain would be passed by");
+        assert!(why.starts_with("its pod is on this node, behind pod1; by the stack"));
     }
 
     #[test]
     fn the_way_and_its_reason_are_told() {
-        assert_eq!(told(true, None).0, "stack");
-        let (way, why) = told(false, Some(DeviceFlags::OVERLAY));
+        let (way, why) = told(Some(DeviceFlags::OVERLAY));
         assert_eq!(
             (way, why.as_str()),
             ("overlay", "its route leads by overlay dev0, SNAT to 10.244.1.0, sent by TC")
         );
-        assert_eq!(told(false, Some(DeviceFlags::UPLINK)).0, "uplink");
-        assert_eq!(told(false, None).0, "none");
-        assert_eq!(told(false, Some(DeviceFlags::POD_SIDE)).0, "none");
+        assert_eq!(told(Some(DeviceFlags::UPLINK)).0, "uplink");
+        assert_eq!(told(None).0, "none");
+        assert_eq!(told(Some(DeviceFlags::POD_SIDE)).0, "none");
     }
 }

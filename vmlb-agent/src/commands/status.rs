@@ -19,8 +19,10 @@ use crate::watch::kube::Phase;
 
 mod devices;
 mod show;
+mod ways;
 
 use devices::DeviceStatus;
+use ways::{BackendStatus, WayStatus};
 
 /// The API server's default.
 const NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
@@ -32,7 +34,9 @@ const NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
   vmlb status --watch
   vmlb status --output json | jq .reasons
 
-With --output wide also settings, how full every map is, and every warning."))]
+WAY says how backends are reached from here: by this node's stack, into the pod's device, by an uplink or an overlay; none:
+no route leads there, or into a device that is not for vmlb. With --output wide also settings, how full every map is, how each
+backend is reached, and every warning."))]
 pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would print it as help")]
@@ -53,6 +57,10 @@ struct Status {
     watches: Vec<WatchStatus>,
     settings: SettingsStatus,
     devices: Vec<DeviceStatus>,
+    /// The ways by which backends are reached, and why.
+    ways: Vec<WayStatus>,
+    /// How each is.
+    backends: Vec<BackendStatus>,
     flows: Vec<FlowStatus>,
     tables: Vec<TableStatus>,
     reasons: Vec<ReasonStatus>,
@@ -173,6 +181,10 @@ fn read(root: &PinRoot) -> anyhow::Result<Status> {
     let state = State::read(root);
     let flows = counts::FlowCounts::read(root)?;
     let tables = fills(root, &flows)?;
+    let backends = ways::read(root, state.as_ref()).unwrap_or_else(|error| {
+        tracing::warn!("by which ways backends are reached is not seen: {error:#}");
+        Vec::new()
+    });
     let served = tables.iter().find(|fill| fill.map == names::SERVICE_NAMES).map_or(0, |fill| fill.entries);
     let family = |(family, place): (&'static str, usize)| FlowStatus {
         family,
@@ -188,6 +200,8 @@ fn read(root: &PinRoot) -> anyhow::Result<Status> {
         watches: state.as_ref().map(watches).unwrap_or_default(),
         settings: about_settings(&settings),
         devices: devices::read(root, state.as_ref())?,
+        ways: ways::sum(&backends),
+        backends,
         flows: [("IPv4", 0), ("IPv6", 1)].map(family).into(),
         tables: tables.into_iter().map(table).collect(),
         reasons: reasons(root)?,

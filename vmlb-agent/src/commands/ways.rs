@@ -1,11 +1,11 @@
 //! How backends are reached: where each is now, and by which next hop packets last went there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
 use nix::net::if_::if_indextoname;
-use vmlb_common::abi::{Backend, BackendFlags, Delivery, Hop, Turn, Turned, names};
+use vmlb_common::abi::{Backend, BackendFlags, Delivery, Device, DeviceFlags, Hop, Turn, Turned, names};
 use vmlb_common::family::{Address4, Address6};
 
 use crate::bpf::PinnedMap;
@@ -60,8 +60,8 @@ fn add<F: Family>(
     })
 }
 
-/// The word for how a flow's packets reach its backend.
-pub(super) fn way(delivery: Delivery, place: Option<&Place>) -> &'static str {
+/// The word for how a flow's packets reach its backend; behind an overlay too it is `uplink`.
+fn way(delivery: Delivery, place: Option<&Place>) -> &'static str {
     match (delivery, place) {
         (_, None) => "none",
         (Delivery::KEPT, Some(Place { is_here: true, .. })) => "stack",
@@ -75,23 +75,36 @@ pub(super) fn way(delivery: Delivery, place: Option<&Place>) -> &'static str {
 pub(super) struct Hops {
     pods: HashMap<u32, Hop>,
     nodes: HashMap<u32, Hop>,
+    overlays: HashSet<u32>,
 }
 
 impl Hops {
     pub(super) fn read<F: Family>(root: &PinRoot) -> anyhow::Result<Self> {
+        let devices: PinnedMap<u32, Device> = PinnedMap::open(root, names::DEVICES)?;
+        let devices = devices.all()?.into_iter();
+        let overlays = devices.filter(|(_, device)| device.flags & DeviceFlags::OVERLAY != 0);
         Ok(Self {
             pods: latest(root, own::<F>(names::HOPS))?,
             nodes: latest(root, own::<F>(names::TUNNEL_HOPS))?,
+            overlays: overlays.map(|(ifindex, _)| ifindex).collect(),
         })
     }
 
-    /// The hop of a way to a backend; the stack looks for its own.
-    pub(super) fn of(&self, way: &str, backend: u32) -> Option<&Hop> {
-        match way {
+    /// The word for how a flow's packets reach its backend, and the hop; the stack looks for its own.
+    pub(super) fn of(
+        &self,
+        delivery: Delivery,
+        place: Option<&Place>,
+        backend: u32,
+    ) -> (&'static str, Option<&Hop>) {
+        let way = way(delivery, place);
+        let hop = match way {
             "uplink" | "device" => self.pods.get(&backend),
             "tunnel" => self.nodes.get(&backend),
             _ => None,
-        }
+        };
+        let is_overlay = way == "uplink" && hop.is_some_and(|hop| self.overlays.contains(&hop.ifindex));
+        (if is_overlay { "overlay" } else { way }, hop)
     }
 }
 
@@ -135,5 +148,14 @@ mod tests {
         assert_eq!(told(Delivery::PEER), ["device", "tunnel"]);
         assert_eq!(told(Delivery::SNAT), ["device", "uplink"]);
         assert_eq!(way(Delivery::KEPT, None), "none");
+    }
+
+    #[test]
+    fn a_hop_into_an_overlay_tells_it_from_an_uplink() {
+        let elsewhere = Place { address: IpAddr::from([10, 0, 0, 1]), is_here: false };
+        let pods = [(1, 7), (2, 8)].map(|(id, ifindex)| (id, Hop { ifindex, ..Hop::NOWHERE }));
+        let hops = Hops { pods: pods.into(), nodes: HashMap::new(), overlays: HashSet::from([8]) };
+        let told = |backend| hops.of(Delivery::SNAT, Some(&elsewhere), backend).0;
+        assert_eq!([told(1), told(2), told(3)], ["uplink", "overlay", "uplink"]);
     }
 }

@@ -10,12 +10,16 @@ use crate::watch::kube::Phase;
 
 /// Warnings that are shown unless all are asked for.
 const WARNINGS: usize = 20;
+/// Ways that are shown unless all are asked for.
+const WAYS: usize = 12;
 
 pub(super) fn write(out: &mut dyn Write, status: &Status, form: Output) -> anyhow::Result<()> {
     head(out, status, form)?;
     devices(out, status)?;
+    ways(out, status, form)?;
     flows(out, status)?;
     if form == Output::Wide {
+        backends(out, status)?;
         tables(out, status)?;
     }
     reasons(out, status)?;
@@ -137,6 +141,51 @@ fn devices(out: &mut dyn Write, status: &Status) -> io::Result<()> {
 fn hook(device: &DeviceStatus) -> String {
     let name = device.mode.map_or("?", Mode::name);
     device.on.as_ref().map_or_else(|| name.to_owned(), |on| format!("{name} on {on}"))
+}
+
+/// How many backends are reached by which way.
+fn ways(out: &mut dyn Write, status: &Status, form: Output) -> io::Result<()> {
+    if status.ways.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    let mut table = Table::new(out, &["WAY", "DEVICE", "BACKENDS", "EXAMPLES", "WHY"]);
+    let most = if form == Output::Wide { usize::MAX } else { WAYS };
+    for way in status.ways.iter().take(most) {
+        let mut examples = way.examples.join(",");
+        if way.backends > way.examples.len() {
+            examples.push_str(&format!(",+{}", way.backends - way.examples.len()));
+        }
+        table.row(vec![
+            way.way.to_owned(),
+            way.device.clone().unwrap_or_default(),
+            way.backends.to_string(),
+            examples,
+            way.why.clone(),
+        ])?;
+    }
+    table.end()?;
+    match status.ways.len().saturating_sub(most) {
+        0 => Ok(()),
+        more => writeln!(out, "{more} more ways: --output wide shows them"),
+    }
+}
+
+fn backends(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+    writeln!(out)?;
+    let mut table = Table::new(out, &["BACKEND", "ADDRESS", "WAY", "DEVICE", "WHY"]);
+    for backend in &status.backends {
+        for reach in &backend.ways {
+            table.row(vec![
+                backend.name.clone(),
+                reach.address.to_string(),
+                reach.way.to_owned(),
+                reach.device.clone().unwrap_or_default(),
+                reach.why.clone(),
+            ])?;
+        }
+    }
+    table.end()
 }
 
 fn flows(out: &mut dyn Write, status: &Status) -> io::Result<()> {
