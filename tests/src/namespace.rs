@@ -131,6 +131,13 @@ impl Namespace {
         run(self.command(program).args(arguments)).with_context(|| format!("in namespace {}", self.name))
     }
 
+    /// Octets that a device has received.
+    pub fn received(&self, device: &str) -> Result<u64> {
+        let text = self.output("ip", &["-s", "-j", "link", "show", "dev", device])?;
+        let links: serde_json::Value = serde_json::from_str(&text)?;
+        links[0]["stats64"]["rx"]["bytes"].as_u64().with_context(|| format!("no counter in {text}"))
+    }
+
     /// Carries out lines of `ip -batch`, all or up to the first that fails, which the error names.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.feed("ip", &["-batch", "-"], lines)

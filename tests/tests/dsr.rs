@@ -10,7 +10,6 @@ use vmlb_common::abi::{Device, names};
 use vmlb_tests::address::Family;
 use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
-use vmlb_tests::namespace::Namespace;
 use vmlb_tests::requests::{self, Conversation};
 use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
@@ -213,16 +212,10 @@ fn sees_the_client(cluster: &Cluster, family: Family) -> Result<()> {
 fn downloads(cluster: &Cluster, family: Family) -> Result<u64> {
     let frontend = cluster.frontend("second", servers::BULK, 0, family)?;
     let router = &cluster.topology.router;
-    let before = sent(router)?;
+    // The far end of its cable counts.
+    let before = router.received("node1")?;
     cluster.client().run(|| requests::download(frontend, OCTETS, 0))?;
-    Ok(sent(router)? - before)
-}
-
-/// Octets that the first node has sent, as the far end of its cable counts them.
-fn sent(router: &Namespace) -> Result<u64> {
-    let text = router.output("ip", &["-s", "-j", "link", "show", "dev", "node1"])?;
-    let links: serde_json::Value = serde_json::from_str(&text)?;
-    links[0]["stats64"]["rx"]["bytes"].as_u64().with_context(|| format!("no counter in {text}"))
+    Ok(router.received("node1")? - before)
 }
 
 #[test]

@@ -16,6 +16,9 @@ use vmlb_tests::servers;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
 
+#[path = "fragments/tunnel.rs"]
+mod tunnel;
+
 /// The largest that IPv4 has.
 const LARGEST: usize = 65_507;
 
@@ -56,7 +59,7 @@ fn arrive_whole(attachment: Attachment, device: &str, with_rules: bool) -> Resul
                 let frontend = cluster.frontend(service, servers::ECHO, node, family)?;
                 cluster
                     .client()
-                    .run(|| exchange(frontend))
+                    .run(|| exchange(frontend, if frontend.is_ipv4() { 1480 } else { ROOM }))
                     .with_context(|| format!("{what}, {family}, {service} through node{}", node + 1))?;
             }
         }
@@ -71,14 +74,14 @@ fn arrive_whole(attachment: Attachment, device: &str, with_rules: bool) -> Resul
     Ok(())
 }
 
-/// Datagrams of all kinds of ends: a last fragment of one octet, of seven, of eight, full ones.
-fn exchange(frontend: SocketAddr) -> Result<()> {
+/// Datagrams of all kinds of ends: a last fragment of one octet, of seven, of eight, full ones of `room` octets. The socket
+/// that was used.
+fn exchange(frontend: SocketAddr, room: usize) -> Result<UdpSocket> {
     let socket = requests::datagrams(frontend)?;
-    let room = if frontend.is_ipv4() { 1480 } else { ROOM };
     for length in [room - 7, room - 1, room, 2 * room - 8, 2 * room - 7, 3 * room, 20_000, LARGEST, LARGEST] {
         persist(&socket, &pattern(length, 1)).with_context(|| format!("{length} octets"))?;
     }
-    Ok(())
+    Ok(socket)
 }
 
 /// Octets by which one datagram, and one place in it, is told from another.

@@ -159,6 +159,17 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
     if origin == Origin::TUNNEL {
         return verdict.or_drop();
     }
+    carried_out::<F, P, K>(packet, kernel, verdict)
+}
+
+/// What the stages have said of a client's packet, done: by the tunnel, or refused.
+#[inline(always)]
+fn carried_out<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut P,
+    kernel: &K,
+    verdict: Verdict,
+) -> Verdict {
+    let mut verdict = verdict;
     if verdict == Verdict::CARRY {
         verdict = Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
     }
@@ -190,7 +201,7 @@ fn unwrapped<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel
     if outcome != tunnel::Unpacked::REQUEST {
         return Verdict::from_number(outcome);
     }
-    if gate::may_be_error::<F, P>(packet) {
+    if P::WHOLE && gate::may_be_error::<F, P>(packet) {
         return Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel)).or_drop();
     }
     Verdict::CONTINUE
@@ -245,6 +256,12 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
         // The flow is ours: the stack would answer a reset.
         return Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel)).unanswered();
     }
+    reply_through_stack::<F, P, K>(packet, kernel)
+}
+
+/// A reply on its way out of the stack: to the client, or by the node that the client addressed.
+#[inline(always)]
+fn reply_through_stack<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let verdict = Verdict::from_number(reply::through_stack::<F, P, K>(packet, kernel));
     if verdict != Verdict::CARRY {
         return verdict;

@@ -90,7 +90,8 @@
 //! ([`datapath::fragment::First`]) and goes through the same stages: a checksum changed by difference is right for the
 //! datagram. IPv6's fragment header is part of the IP header of a family of its own ([`family::V6Fragment`]), so that
 //! nothing is moved. What became of the first one is noted ([`abi::Fragment`]) under the datagram's number at this hook, for
-//! thirty seconds, and becomes of the others. One that comes before the first goes to the stack, and so does the first then,
+//! thirty seconds, and becomes of the others. By the tunnel every one is wrapped as the first; the far node takes them out, and notes them as
+//! others than those that come to itself. One that comes before the first goes to the stack, and so does the first then,
 //! unless its flow is ours: half of a datagram helps nobody, and is dropped.
 //!
 //! # Flows

@@ -39,11 +39,11 @@ unsafe impl<I: Wire, L: Wire> Wire for Bare<I, L> {}
 /// A packet in another: IP in IP.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct InIp<I, L> {
+pub struct InIp<O, I, L> {
     /// Link layer.
     pub ethernet: Ethernet,
     /// The wrapping.
-    pub outer: I,
+    pub outer: O,
     /// Network layer.
     pub ip: I,
     /// Transport layer.
@@ -51,16 +51,16 @@ pub struct InIp<I, L> {
 }
 
 // SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl<I: Wire, L: Wire> Wire for InIp<I, L> {}
+unsafe impl<O: Wire, I: Wire, L: Wire> Wire for InIp<O, I, L> {}
 
 /// A packet in another: VXLAN's shape.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct InUdp<I, L> {
+pub struct InUdp<O, I, L> {
     /// Link layer.
     pub ethernet: Ethernet,
     /// The wrapping.
-    pub outer: I,
+    pub outer: O,
     /// Its transport layer.
     pub udp: UdpHeader,
     /// Which network.
@@ -74,12 +74,15 @@ pub struct InUdp<I, L> {
 }
 
 // SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl<I: Wire, L: Wire> Wire for InUdp<I, L> {}
+unsafe impl<O: Wire, I: Wire, L: Wire> Wire for InUdp<O, I, L> {}
+
+/// The IP header of a wrapping, which is whole whatever is inside.
+pub type Outer<F> = <<F as Family>::Own as Family>::Header;
 
 /// Octets that the wrapping of a [`TunnelShape`] takes between the Ethernet header and the packet inside.
 #[inline(always)]
 pub const fn overhead<F: Family>(shape: u8) -> u32 {
-    let outer = size_of::<F::Header>();
+    let outer = size_of::<Outer<F>>();
     let rest = size_of::<UdpHeader>() + size_of::<VxlanHeader>() + size_of::<Ethernet>();
     (if shape == TunnelShape::IP { outer } else { outer + rest }) as u32
 }

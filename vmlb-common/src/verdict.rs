@@ -215,7 +215,7 @@ reasons! {
     0 NONE "none" "No reason: the packet is not ours, or was served.";
     1 MALFORMED "malformed" "Dropped: addressed to a frontend or a flow, but its lengths contradict each other.";
     2 OPTIONS "ip_options" "Punted: an IPv4 header with options.";
-    3 FRAGMENT "fragment" "Punted: a fragment that came before the first one of its datagram, or is of ICMP or of a tunnel.";
+    3 FRAGMENT "fragment" "Punted: a fragment that came before the first one of its datagram, or is of ICMP, or of a tunnel's own packet.";
     4 MID_FLOW "mid_flow" "Punted: TCP in mid-flow without a flow entry; its connection may be the stack's.";
     5 NO_BACKEND "no_backend" "Rejected: the Service has no usable backend anywhere.";
     6 NO_LOCAL_BACKEND "no_local_backend" "Dropped: policy Local, and the usable backends are all on other nodes.";
@@ -247,7 +247,7 @@ reasons! {
     32 TUNNEL_FRONTEND "tunnel_frontend" "Dropped: a tunnel's packet for an address and port that no Service has.";
     33 TUNNEL_TARGET "tunnel_target" "Dropped: a tunnel's packet for a backend that is not on this node.";
     34 FRAGMENT_ORDER "fragment_order" "Dropped: of a datagram whose fragments came out of order, in a flow that the stack does not know.";
-    35 FRAGMENT_TUNNEL "fragment_tunnel" "Dropped: a fragment of a flow that goes by the tunnel, which carries none.";
+    35 FRAGMENT_TUNNEL "fragment_tunnel" "Dropped: a fragment that a tunnel has brought before the first one of its datagram, or that one then.";
 }
 
 impl Reason {

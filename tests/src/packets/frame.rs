@@ -285,8 +285,12 @@ impl Frame {
         if wrapping.shape == Shape::Udp {
             let transport = if self.source.is_ipv4() { 20 } else { 40 };
             let word = |at: usize| u16::from_be_bytes([packet[transport + at], packet[transport + at + 1]]);
+            let mixed = match self.piece {
+                Some(_) => self.source.port() ^ self.destination.port(),
+                None => word(0) ^ word(2),
+            };
             // One of the dynamic ports (RFC 6335 section 6), as RFC 7348 section 5 recommends.
-            let entropy = 0xc000 | ((word(0) ^ word(2)) & 0x3fff);
+            let entropy = 0xc000 | (mixed & 0x3fff);
             let ethernet = self.link(([0; 6], [0; 6]));
             let length = 8 + ethernet.len() + packet.len();
             let udp = UdpHeader::without_ipv4_checksum(entropy, TUNNEL_PORT, length);

@@ -3,6 +3,7 @@
 use super::story::Story;
 use super::world::Net;
 
+mod carried;
 mod clamp;
 mod clients;
 mod device;
@@ -24,7 +25,7 @@ mod without;
 
 /// All of them, told with the addresses of `net`.
 pub fn all(net: Net) -> Vec<Story> {
-    let subjects: [fn(Net) -> Vec<Story>; 18] = [
+    let subjects: [fn(Net) -> Vec<Story>; 19] = [
         local::stories,
         remote::stories,
         device::stories,
@@ -41,6 +42,7 @@ pub fn all(net: Net) -> Vec<Story> {
         overlay::stories,
         tunnel::stories,
         fragments::stories,
+        carried::stories,
         clamp::stories,
         peer::stories,
     ];

@@ -7,7 +7,7 @@ use vmlb_tests::address::Family;
 use vmlb_tests::packets::bench::{Bench, Host, State};
 use vmlb_tests::packets::frame::{Frame, between, tcp, udp};
 use vmlb_tests::packets::story::{self, Driver};
-use vmlb_tests::packets::world::{ETH0, ETH2, NODE_MAC, Net, ROUTER_MAC, World, neighbour, own};
+use vmlb_tests::packets::world::{ETH0, ETH2, NODE_MAC, Net, ROUTER_MAC, TUNNEL_PORT, World, neighbour, own};
 
 /// The device on the wire under eth0, and the one under eth2.
 const WIRE: u32 = 1100;
@@ -38,12 +38,22 @@ fn untagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
     [&frame[..12], &frame[end..]].concat()
 }
 
+/// Whether a frame is a fragment, or another node's wrapping of one.
 fn is_fragment(frame: &[u8]) -> bool {
-    match frame.get(12..22) {
-        Some([0x08, 0x00, .., high, low]) => u16::from_be_bytes([*high, *low]) & 0x3fff != 0,
-        Some([0x86, 0xdd, _, _, _, _, _, _, next, _]) => *next == 44,
-        _ => false,
-    }
+    let Some(ip) = frame.get(14..) else { return false };
+    let (is_piece, protocol, header) = match frame.get(12..14) {
+        Some([0x08, 0x00]) if ip.len() >= 20 => (u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0, ip[9], 20),
+        Some([0x86, 0xdd]) if ip.len() >= 40 => (ip[6] == 44, ip[6], 40),
+        _ => return false,
+    };
+    let port = ip.get(header + 2..header + 4).map(|port| u16::from_be_bytes([port[0], port[1]]));
+    let inside = match protocol {
+        4 | 41 => header,
+        // UDP, VXLAN, Ethernet.
+        17 if port == Some(TUNNEL_PORT) => header + 8 + 8 + 14,
+        _ => return is_piece,
+    };
+    is_piece || is_fragment(&[&frame[..14], ip.get(inside..).unwrap_or_default()].concat())
 }
 
 /// A tag as maps have it.

@@ -32,27 +32,32 @@ impl FragmentHook {
     pub const EGRESS: u8 = 2;
     /// TC ingress of a pod's host-side device.
     pub const POD: u8 = 3;
+    /// XDP of an uplink, in another node's wrapping.
+    pub const XDP_TUNNEL: u8 = 5;
+    /// TC ingress of an uplink, in another node's wrapping.
+    pub const INGRESS_TUNNEL: u8 = 6;
 }
 
 /// What became of a datagram's first fragment, and so becomes of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Fragment<A> {
-    /// Source address, as they leave.
+    /// Source address, as they leave; inside of the wrapping, where they get one.
     pub source: A,
-    /// Destination address, as they leave.
+    /// Destination address, as they leave; where they get a wrapping, the node that it is for.
     pub destination: A,
     /// By which hop, where a program of ours sends them.
     pub hop: Hop,
     /// When the first one, or one before it, was met, jiffies.
     pub seen: u32,
-    /// [`crate::verdict::Verdict::number`] of the first one.
+    /// [`crate::verdict::Verdict::number`] of the first one; that of [`crate::verdict::Verdict::CARRY`] where they get a
+    /// wrapping.
     pub verdict: u32,
     /// The backend that they go to or come from; [`Fragment::NOBODY`]: none.
     pub backend: u32,
     /// [`FragmentFlags`].
     pub flags: u32,
-    /// The datagram's number, as they leave.
+    /// The datagram's number, as they leave; where they get a wrapping, its mark, and in the upper half its source port.
     pub identification: u32,
 }
 

@@ -4,14 +4,18 @@
 
 use crate::abi::{Fragment, FragmentFlags, FragmentHook, FragmentKey};
 use crate::checksum::Delta;
-use crate::family::{Address, Family, Header, V4, V6, V6Fragment};
+use crate::family::{Address, Family, Header, Piece, V4, V6, V6Fragment};
 use crate::kernel::{Kernel, Stage, Tables};
-use crate::live::{Live, Slot};
-use crate::packet::{Frame, Packet, Sending, Transport, flow_key};
+use crate::live::Slot;
+use crate::packet::{Frame, Outer, Packet, Sending, Transport, flow_key};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Ethernet, Ethertype, Protocol, UdpHeader};
 
-use super::{Origin, conclude, ethertype, gate, hop, reject, reply, request, tunnel};
+use super::translate::Hops;
+use super::{
+    Origin, carried_out, conclude, ethertype, gate, hop, reply, reply_through_stack, request, tunnel,
+    unwrapped,
+};
 
 mod first;
 
@@ -52,9 +56,15 @@ pub fn from_pod<P: Packet, K: Kernel + Tables<V4> + Tables<V6> + Tables<V6Fragme
 }
 
 /// A place where fragments are met.
-trait Hook {
+pub(super) trait Hook {
     /// What becomes of one whose first has not come.
     const EARLY: Verdict;
+    /// Whether other nodes' wrappings are met there.
+    const UNWRAPS: bool = false;
+    /// Whether some are sent on by the tunnel.
+    const WRAPS: bool = false;
+    /// Whether fragments are met in such a wrapping.
+    const WRAPPED: bool = false;
 
     /// [`FragmentHook`].
     fn number<P: Packet>() -> u8;
@@ -66,9 +76,13 @@ trait Hook {
 struct Ingress;
 struct Egress;
 struct Pod;
+/// At the ingress of an uplink, in another node's wrapping.
+pub(super) struct Tunnel;
 
 impl Hook for Ingress {
     const EARLY: Verdict = Verdict::punt(Reason::FRAGMENT);
+    const UNWRAPS: bool = true;
+    const WRAPS: bool = true;
 
     #[inline(always)]
     fn number<P: Packet>() -> u8 {
@@ -94,18 +108,36 @@ impl Hook for Ingress {
         if !verdict.is_final() && entrance.may_be_request {
             verdict = request::<F, P, K>(packet, kernel, Origin::CLIENT);
         }
-        if verdict == Verdict::CARRY {
-            return Verdict::drop(Reason::FRAGMENT_TUNNEL);
+        carried_out::<F, P, K>(packet, kernel, verdict)
+    }
+}
+
+impl Hook for Tunnel {
+    /// The node that has it as the client sent it has had the first one.
+    const EARLY: Verdict = Verdict::drop(Reason::FRAGMENT_TUNNEL);
+    const WRAPPED: bool = true;
+
+    #[inline(always)]
+    fn number<P: Packet>() -> u8 {
+        match P::SENDING {
+            Sending::Frames => FragmentHook::XDP_TUNNEL,
+            Sending::Packets => FragmentHook::INGRESS_TUNNEL,
         }
-        if verdict.is_reject() {
-            return Verdict::from_number(reject::answer::<F, P, K>(packet, kernel, verdict));
+    }
+
+    #[inline(always)]
+    fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+        let verdict = unwrapped::<F, P, K>(packet, kernel);
+        if verdict.is_final() {
+            return verdict;
         }
-        verdict
+        request::<F, P, K>(packet, kernel, Origin::TUNNEL).or_drop()
     }
 }
 
 impl Hook for Egress {
     const EARLY: Verdict = Verdict::PASS;
+    const WRAPS: bool = true;
 
     #[inline(always)]
     fn number<P: Packet>() -> u8 {
@@ -118,12 +150,7 @@ impl Hook for Egress {
         if verdict.is_final() {
             return verdict;
         }
-        let verdict = Verdict::from_number(reply::through_stack::<F, P, K>(packet, kernel));
-        if verdict != Verdict::CARRY {
-            return verdict;
-        }
-        // The node that the client addressed will learn of the flow by a whole packet.
-        if tunnel::returns_all(kernel) { Verdict::drop(Reason::FRAGMENT_TUNNEL) } else { Verdict::DELIVER }
+        reply_through_stack::<F, P, K>(packet, kernel)
     }
 }
 
@@ -161,12 +188,20 @@ fn served<H: Hook, P: Packet, K: Kernel + Tables<V4> + Tables<V6> + Tables<V6Fra
 
 #[inline(always)]
 fn piece<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> Verdict {
-    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
+    let Some(frame) = packet.view::<Frame<Outer<F>, ()>>() else {
         return Verdict::PASS;
     };
-    if frame.ip.piece().offset != 0 {
-        return Verdict::from_number(later::<H, F, P, K>(packet, kernel));
+    if H::UNWRAPS && !frame.ip.is_fragment() {
+        return staged::<Tunnel, F, P, K>(packet, kernel);
     }
+    staged::<H, F, P, K>(packet, kernel)
+}
+
+#[inline(always)]
+fn staged<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut First<P>,
+    kernel: &K,
+) -> Verdict {
     let verdict = Verdict::from_number(begin::<H, F, P, K>(packet, kernel));
     if verdict.is_final() {
         return verdict;
@@ -178,32 +213,48 @@ fn piece<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut Firs
     verdict
 }
 
-/// The key of a fragment's datagram.
+/// What [`remember`] says of a fragment that is not its datagram's first, beside the octets of its wrapping.
+const LATER: u32 = 1 << 31;
+
+/// Remembers which datagram the fragment at hand is of, as it came, in a wrapping of so many octets. [`Verdict::CONTINUE`] for
+/// the first one, [`LATER`] for others, or a verdict.
 #[inline(always)]
-fn key<H: Hook, F: Family, P: Packet>(ip: &F::Header) -> FragmentKey<F::Address> {
-    FragmentKey {
-        source: ip.source(),
-        destination: ip.destination(),
-        identification: ip.piece().identification,
-        protocol: ip.protocol().number(),
-        hook: H::number::<P>(),
-        pad: 0,
+pub(super) fn remember<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(
+    kernel: &K,
+    ip: &F::Header,
+    wrapping: u32,
+) -> u32 {
+    let Piece { identification, offset } = ip.piece();
+    // RFC 3128: one that reaches into the first one's TCP header would change what has been looked at.
+    if ip.protocol() == Protocol::TCP && matches!(offset, 1..3) {
+        return Verdict::drop(Reason::MALFORMED).number();
     }
+    kernel.with_datagram(|datagram| {
+        datagram.key = FragmentKey {
+            source: ip.source(),
+            destination: ip.destination(),
+            identification,
+            protocol: ip.protocol().number(),
+            hook: H::number::<P>(),
+            pad: 0,
+        };
+    });
+    if offset == 0 { Verdict::CONTINUE.number() } else { LATER | wrapping }
 }
 
-/// What is known of a datagram, unless it is another's of the same number, long ago.
+/// Remembers by which wrapping a first fragment goes to `node`; for [`note`].
 #[inline(always)]
-fn known<F: Family, K: Kernel + Tables<F>>(
+pub(super) fn note_wrapping<F: Family, K: Kernel + Tables<F>>(
     kernel: &K,
-    key: &FragmentKey<F::Address>,
-) -> Option<Fragment<F::Address>> {
-    let found = kernel.fragment(key)?.copy();
-    // The table gives entries away under our hands; a copy counts if the key still leads to an entry that says the same.
-    let again: Live<'_, Fragment<F::Address>> = kernel.fragment(key)?;
-    if again.seen() != found.seen || again.destination() != found.destination {
-        return None;
-    }
-    is_recent(kernel, found.seen).then_some(found)
+    ip: &F::Header,
+    node: &F::Address,
+    label: u32,
+) {
+    kernel.with_datagram(|datagram| {
+        datagram.fragment.source = ip.source();
+        datagram.fragment.destination = *node;
+        datagram.fragment.identification = label;
+    });
 }
 
 /// Whether what was noted at this time is still of the same datagram.
@@ -215,16 +266,27 @@ fn is_recent<K: Kernel>(kernel: &K, seen: u32) -> bool {
     }
 }
 
-/// Remembers which datagram a first fragment is of, as it came. A verdict where others have come before it: they are the
-/// stack's, and so is this one, unless its flow is ours and the stack could do nothing with it.
+/// Remembers which datagram a fragment is of. [`Verdict::CONTINUE`] for the first one; others are done with here, and so is one
+/// that others have come before: they are the stack's, and it is too, unless its flow is ours and the stack could do nothing
+/// with it.
 #[inline(never)]
 fn begin<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> u32 {
-    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
-        return Verdict::PASS.number();
+    let outcome = if H::WRAPPED {
+        tunnel::piece::<F, First<P>, K>(packet, kernel)
+    } else {
+        let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
+            return Verdict::PASS.number();
+        };
+        remember::<H, F, P, K>(kernel, &frame.ip, 0)
     };
+    if outcome & LATER != 0 {
+        return follow::<H, F, P, K>(packet, kernel, outcome & !LATER);
+    }
+    if outcome != Verdict::CONTINUE.number() {
+        return outcome;
+    }
     let mut early = false;
     kernel.with_datagram(|datagram| {
-        datagram.key = key::<H, F, P>(&frame.ip);
         early = match kernel.fragment(&datagram.key) {
             Some(found) => found.flags() & FragmentFlags::EARLY != 0 && is_recent(kernel, found.seen()),
             None => false,
@@ -233,7 +295,7 @@ fn begin<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut Firs
     if !early {
         return Verdict::CONTINUE.number();
     }
-    if is_of_a_flow::<F, P, K>(packet, kernel) == 0 {
+    if H::WRAPPED || is_of_a_flow::<F, P, K>(packet, kernel) == 0 {
         return H::EARLY.number();
     }
     let verdict = Verdict::drop(Reason::FRAGMENT_ORDER);
@@ -274,28 +336,29 @@ fn noted<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let verdict = Verdict::from_number(verdict);
     // Nobody answers twice.
     let verdict = if verdict.is_answer() { Verdict::drop(verdict.reason()) } else { verdict };
+    let is_carried = packet.is_wrapped();
+    let verdict = if is_carried { Verdict::CARRY } else { verdict };
     let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
         return 0;
     };
     kernel.with_datagram(|datagram| {
-        datagram.fragment = Fragment {
-            source: frame.ip.source(),
-            destination: frame.ip.destination(),
-            hop,
-            seen: now,
-            verdict: verdict.number(),
-            backend,
-            flags,
-            identification: frame.ip.piece().identification,
-        };
+        if !is_carried {
+            datagram.fragment.source = frame.ip.source();
+            datagram.fragment.destination = frame.ip.destination();
+            datagram.fragment.identification = frame.ip.piece().identification;
+        }
+        let noted = &mut datagram.fragment;
+        (noted.hop, noted.seen, noted.verdict) = (hop, now, verdict.number());
+        (noted.backend, noted.flags) = (backend, flags);
         kernel.note_fragment(&datagram.key, &datagram.fragment);
     });
     0
 }
 
-/// Notes that a datagram is the stack's, unless its first fragment has been met at this very moment, on another CPU.
+/// Notes that a fragment has come before its datagram's first one, unless that has been met at this very moment, on another
+/// CPU.
 #[inline(always)]
-fn note_early<H: Hook, F: Family, K: Kernel + Tables<F>>(kernel: &K, key: &FragmentKey<F::Address>) {
+fn note_early<H: Hook, F: Family, K: Kernel + Tables<F>>(kernel: &K) {
     kernel.with_datagram(|datagram| {
         datagram.fragment = Fragment {
             seen: kernel.now(),
@@ -304,58 +367,106 @@ fn note_early<H: Hook, F: Family, K: Kernel + Tables<F>>(kernel: &K, key: &Fragm
             flags: FragmentFlags::EARLY,
             ..Fragment::default()
         };
-        if kernel.add_fragment(key, &datagram.fragment).is_ok() {
+        if kernel.add_fragment(&datagram.key, &datagram.fragment).is_ok() {
             return;
         }
-        match kernel.fragment(key) {
+        match kernel.fragment(&datagram.key) {
             Some(found) if is_recent(kernel, found.seen()) => {}
-            _ => kernel.note_fragment(key, &datagram.fragment),
+            _ => kernel.note_fragment(&datagram.key, &datagram.fragment),
         }
     });
 }
 
-/// A fragment that is not the first: as the first, or the stack's if that has not come.
+/// What became of the datagram that is remembered: a verdict, and the rest where that datagram is. [`Verdict::CONTINUE`] where
+/// nothing is known, or of another datagram of the same number, long ago.
 #[inline(never)]
-fn later<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> u32 {
-    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
-        return Verdict::PASS.number();
-    };
-    // RFC 3128: one that reaches into the first one's TCP header would change what has been looked at.
-    if frame.ip.protocol() == Protocol::TCP && frame.ip.piece().offset < 3 {
-        return Verdict::drop(Reason::MALFORMED).number();
-    }
-    let key = key::<H, F, P>(&frame.ip);
-    let Some(mut found) = known::<F, K>(kernel, &key) else {
-        note_early::<H, F, K>(kernel, &key);
+fn recall<F: Family, K: Kernel + Tables<F>>(kernel: &K) -> u32 {
+    let mut verdict = Verdict::CONTINUE.number();
+    kernel.with_datagram(|datagram| {
+        let Some(found) = kernel.fragment(&datagram.key) else { return };
+        datagram.fragment = found.copy();
+        // The table gives entries away under our hands; a copy counts if the key still leads to an entry that says the same.
+        let Some(again) = kernel.fragment(&datagram.key) else { return };
+        let found = &datagram.fragment;
+        if again.seen() == found.seen
+            && again.destination() == found.destination
+            && is_recent(kernel, found.seen)
+        {
+            verdict = found.verdict;
+        }
+    });
+    verdict
+}
+
+/// A fragment that is not the first: as that one, or as those are that come before it; out of a wrapping of so many octets, if
+/// there is one.
+#[inline(never)]
+fn follow<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut First<P>,
+    kernel: &K,
+    wrapping: u32,
+) -> u32 {
+    let verdict = Verdict::from_number(recall::<F, K>(kernel));
+    if !verdict.is_final() {
+        note_early::<H, F, K>(kernel);
         return H::EARLY.number();
-    };
-    let verdict = Verdict::from_number(found.verdict);
+    }
+    if H::WRAPS && verdict == Verdict::CARRY {
+        return carry_on::<F, P, K>(packet, kernel);
+    }
     let is_sent = verdict == Verdict::TRANSMIT || verdict == Verdict::REDIRECT;
     if !is_sent && verdict != Verdict::DELIVER {
         return verdict.number();
     }
-    let available = packet.length().wrapping_sub((size_of::<Ethernet>() + size_of::<F::Header>()) as u32);
+    if H::WRAPPED && !packet.unwrap::<F>(wrapping) {
+        return Verdict::drop(Reason::MALFORMED).number();
+    }
+    go_on::<F, P, K>(packet, kernel)
+}
+
+/// Octets that a packet has behind its IP header, or would have.
+#[inline(always)]
+fn available<F: Family, P: Packet>(packet: &First<P>) -> u32 {
+    packet.length().wrapping_sub((size_of::<Ethernet>() + size_of::<F::Header>()) as u32)
+}
+
+/// Translated and sent, or given to the stack.
+#[inline(never)]
+fn go_on<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> u32 {
+    let mut outcome = Verdict::drop(Reason::MALFORMED);
+    kernel.with_datagram(|datagram| outcome = translated::<F, P, K>(packet, kernel, &mut datagram.fragment));
+    outcome.number()
+}
+
+#[inline(always)]
+fn translated<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut First<P>,
+    kernel: &K,
+    found: &mut Fragment<F::Address>,
+) -> Verdict {
+    let is_sent = found.verdict != Verdict::DELIVER.number();
+    let available = available::<F, P>(packet);
     if is_sent {
         let verdict = hop::fits::<F, First<P>>(packet, found.hop.mtu);
         if verdict.is_final() {
-            return verdict.unanswered().number();
+            return verdict.unanswered();
         }
     }
     let Some(frame) =
         packet.view::<Frame<F::Header, ()>>().filter(|frame| frame.ip.payload_length() <= available)
     else {
-        return Verdict::drop(Reason::MALFORMED).number();
+        return Verdict::drop(Reason::MALFORMED);
     };
     let mut header = Delta::ZERO;
     if is_sent {
         if frame.ip.ttl() <= 1 {
-            return Verdict::drop(Reason::TTL_EXPIRED).number();
+            return Verdict::drop(Reason::TTL_EXPIRED);
         }
         header = frame.ip.decrement_ttl();
     }
     let addresses = Delta::ZERO
-        .without(key.source.sum())
-        .without(key.destination.sum())
+        .without(frame.ip.source().sum())
+        .without(frame.ip.destination().sum())
         .with(found.source.sum())
         .with(found.destination.sum());
     frame.ip.set_source(&found.source);
@@ -363,13 +474,57 @@ fn later<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut Firs
     let octets = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
     header = header.and(frame.ip.set_identification(found.identification)).and(addresses);
     packet.fix_header::<F>(header, addresses);
+    account(kernel, found, octets);
+    if is_sent { packet.send(way(found)) } else { Verdict::DELIVER }
+}
+
+/// In a wrapping like that of the first one, to the same node.
+#[inline(never)]
+fn carry_on<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> u32 {
+    let mut outcome = Verdict::drop(Reason::MALFORMED);
+    kernel.with_datagram(|datagram| outcome = wrapped::<F, P, K>(packet, kernel, &mut datagram.fragment));
+    outcome.unanswered().number()
+}
+
+#[inline(always)]
+fn wrapped<F: Family, P: Packet, K: Kernel + Tables<F>>(
+    packet: &mut First<P>,
+    kernel: &K,
+    found: &mut Fragment<F::Address>,
+) -> Verdict {
+    let mtu = tunnel::within::<F, K>(kernel, found.hop.mtu);
+    let verdict = hop::fits::<F, First<P>>(packet, mtu);
+    if verdict.is_final() {
+        return verdict;
+    }
+    let available = available::<F, P>(packet);
+    let Some(frame) =
+        packet.view::<Frame<F::Header, ()>>().filter(|frame| frame.ip.payload_length() <= available)
+    else {
+        return Verdict::drop(Reason::MALFORMED);
+    };
+    // A reply has been translated when it is wrapped; its client's address is not changed, nor is a request's.
+    let addresses = Delta::ZERO.without(frame.ip.source().sum()).with(found.source.sum());
+    frame.ip.set_source(&found.source);
+    let octets = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
+    packet.fix_header::<F>(addresses, addresses);
+    account(kernel, found, octets);
+    let hops = if found.flags & FragmentFlags::REPLY != 0 { Hops::Kept } else { Hops::Counted };
+    let slot = way(found);
+    let (node, label) = (&found.destination, found.identification);
+    Verdict::from_number(tunnel::seal::<F, First<P>, K>(packet, kernel, slot, node, label, hops))
+}
+
+#[inline(always)]
+fn way<A>(found: &mut Fragment<A>) -> Slot {
+    // SAFETY: our own copy, which outlives the call.
+    unsafe { Slot::new(core::ptr::NonNull::from(&mut found.hop)) }
+}
+
+#[inline(always)]
+fn account<K: Kernel, A>(kernel: &K, found: &Fragment<A>, octets: u32) {
     let is_reply = found.flags & FragmentFlags::REPLY != 0;
     kernel.account(found.backend, |traffic| {
         if is_reply { traffic.add_reply(octets) } else { traffic.add_request(octets) }
     });
-    if !is_sent {
-        return verdict.number();
-    }
-    // SAFETY: our own copy, which outlives the call.
-    packet.send(unsafe { Slot::new(core::ptr::NonNull::from(&mut found.hop)) }).number()
 }

@@ -9,11 +9,12 @@ use crate::checksum::Delta;
 use crate::family::{Family, Header};
 use crate::kernel::{Kernel, Stage, Step, Tables};
 use crate::live::{Live, Slot};
-use crate::packet::{Frame, InIp, InUdp, Packet, Sending, Transport, overhead};
+use crate::packet::{Direction, Frame, InIp, InUdp, Outer, Packet, Sending, Transport, overhead};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Ethernet, Protocol, UdpHeader, VxlanHeader};
 
 use super::clamp;
+use super::fragment;
 use super::hop::{self, Validity, Way};
 use super::place;
 use super::reply;
@@ -50,24 +51,31 @@ impl Inside {
 /// stages find as for any packet; what they cannot read from it is in the parcel.
 #[inline(never)]
 pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
-    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+    let Some(frame) = packet.view::<Frame<Outer<F>, UdpHeader>>() else {
         return Verdict::PASS.number();
     };
     let shape = if frame.ip.protocol() == F::IP_IN_IP { TunnelShape::IP } else { TunnelShape::UDP };
-    packet.reach(size_of::<InUdp<F::Header, UdpHeader>>() as u32);
+    packet.reach(size_of::<InUdp<Outer<F>, F::Header, UdpHeader>>() as u32);
+    if P::WHOLE
+        && let Some(headers) = inside::<F, P, K>(packet, kernel, shape)
+        && headers.ip.is_fragment()
+        && concerns_us::<F, K>(kernel, headers.ip)
+    {
+        return Verdict::FRAGMENT.number();
+    }
     let inside = if shape == TunnelShape::IP {
-        match packet.view::<InIp<F::Header, UdpHeader>>() {
+        match packet.view::<InIp<Outer<F>, F::Header, UdpHeader>>() {
             Some(frame) => {
                 let mark = u32::from(frame.outer.mark().get());
-                judge::<F, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
+                judge::<F, P, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
             }
             None => Inside::FOREIGN,
         }
     } else {
-        match packet.view::<InUdp<F::Header, UdpHeader>>() {
+        match packet.view::<InUdp<Outer<F>, F::Header, UdpHeader>>() {
             Some(frame) if frame.vxlan.is_of(tunnel(kernel).network) => {
                 let mark = u32::from(frame.vxlan.mark.get());
-                judge::<F, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
+                judge::<F, P, K>(kernel, &frame.outer, mark, &frame.ip, &frame.transport)
             }
             _ => Inside::FOREIGN,
         }
@@ -75,13 +83,13 @@ pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     if P::SENDING == Sending::Frames && inside == Inside::REPLY {
         // Out of its wrapping nobody behind XDP would know whose it is: what TC is to send stays as it is.
         let verdict = Verdict::from_number(if shape == TunnelShape::IP {
-            let Some(frame) = packet.view::<InIp<F::Header, UdpHeader>>() else {
+            let Some(frame) = packet.view::<InIp<Outer<F>, F::Header, UdpHeader>>() else {
                 return Verdict::PASS.number();
             };
             let key = key_of_reply::<F>(&frame.ip, &frame.transport);
             within_reach::<F, P, K>(packet, kernel, &key)
         } else {
-            let Some(frame) = packet.view::<InUdp<F::Header, UdpHeader>>() else {
+            let Some(frame) = packet.view::<InUdp<Outer<F>, F::Header, UdpHeader>>() else {
                 return Verdict::PASS.number();
             };
             let key = key_of_reply::<F>(&frame.ip, &frame.transport);
@@ -102,6 +110,60 @@ pub(super) fn arrived<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
     }
     kernel.trace(packet, Step::UNWRAPPED, outcome);
     outcome
+}
+
+/// The two IP headers of a packet in another.
+struct Headers<'a, F: Family> {
+    outer: &'a Outer<F>,
+    ip: &'a F::Header,
+}
+
+/// The headers of what another node may have wrapped; nothing is asked of what follows them, for a datagram's last fragment
+/// may have less than ports take.
+#[inline(always)]
+fn inside<'a, F: Family, P: Packet, K: Kernel>(
+    packet: &'a mut P,
+    kernel: &K,
+    shape: u8,
+) -> Option<Headers<'a, F>> {
+    let headers: Headers<'a, F> = if shape == TunnelShape::IP {
+        let frame = packet.view::<InIp<Outer<F>, F::Header, ()>>()?;
+        Headers { outer: &frame.outer, ip: &frame.ip }
+    } else {
+        let frame = packet.view::<InUdp<Outer<F>, F::Header, ()>>()?;
+        if !frame.vxlan.is_of(tunnel(kernel).network) {
+            return None;
+        }
+        Headers { outer: &frame.outer, ip: &frame.ip }
+    };
+    (headers.ip.is_version() && headers.ip.is_plain()).then_some(headers)
+}
+
+/// Whether a packet without ports may be a request or a reply of ours.
+#[inline(always)]
+fn concerns_us<F: Family, K: Kernel + Tables<F>>(kernel: &K, ip: &F::Header) -> bool {
+    is_ours::<F, K>(kernel, &ip.destination()) || is_ours::<F, K>(kernel, &ip.source())
+}
+
+/// A fragment in another node's wrapping, as [`fragment::remember`] says.
+#[inline(never)]
+pub(super) fn piece<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> u32 {
+    let Some(frame) = packet.view::<Frame<Outer<F>, ()>>() else {
+        return Verdict::PASS.number();
+    };
+    let shape = if frame.ip.protocol() == F::IP_IN_IP { TunnelShape::IP } else { TunnelShape::UDP };
+    packet.reach(size_of::<InUdp<Outer<F>, F::Header, UdpHeader>>() as u32);
+    let Some(Headers { outer, ip }) = inside::<F, P, K>(packet, kernel, shape) else {
+        return Verdict::PASS.number();
+    };
+    let protocol = ip.protocol();
+    if protocol != Protocol::TCP && protocol != Protocol::UDP || !concerns_us::<F, K>(kernel, ip) {
+        return Verdict::PASS.number();
+    }
+    if !kernel.is_node(&outer.source()) {
+        return Verdict::drop(Reason::TUNNEL_SOURCE).number();
+    }
+    fragment::remember::<fragment::Tunnel, F, P, K>(kernel, ip, overhead::<F>(shape))
 }
 
 /// The flow of a reply that its backend's node has translated.
@@ -165,14 +227,14 @@ fn way_to_client<F: Family>(key: &FlowKey<F::Address>) -> Way<'_, F> {
 
 /// Whose what is inside is, by the gate; notes the mark and the sender in the parcel.
 #[inline(always)]
-fn judge<F: Family, K: Kernel + Tables<F>>(
+fn judge<F: Family, P: Packet, K: Kernel + Tables<F>>(
     kernel: &K,
-    outer: &F::Header,
+    outer: &Outer<F>,
     mark: u32,
     inner: &F::Header,
     transport: &UdpHeader,
 ) -> Inside {
-    if !inner.is_version() || !inner.is_plain() || inner.is_fragment() {
+    if !inner.is_version() || !inner.is_plain() || P::WHOLE && inner.is_fragment() {
         return Inside::FOREIGN;
     }
     let protocol = inner.protocol();
@@ -301,7 +363,23 @@ fn wrap<F: Family, P: Packet, K: Kernel + Tables<F>>(
     }
     let mtu = clamp::of_tunnel(kernel, hops, slot.mtu().saturating_sub(wrapping));
     clamp::clamp::<F, P, K>(packet, kernel, mtu);
-    Verdict::from_number(seal::<F, P, K>(packet, kernel, slot, node, hops))
+    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+        return Verdict::drop(Reason::MALFORMED);
+    };
+    // Networks spread flows by the outer ports.
+    let entropy = 0xc000 | (frame.transport.source.get() ^ frame.transport.destination.get()) & 0x3fff;
+    let mut label = 0;
+    kernel.with_parcel(|parcel| label = u32::from(entropy) << 16 | parcel.mark & 0xffff);
+    if !P::WHOLE {
+        fragment::note_wrapping::<F, K>(kernel, &frame.ip, node, label);
+    }
+    Verdict::from_number(seal::<F, P, K>(packet, kernel, slot, node, label, hops))
+}
+
+/// What a packet may have by a way that takes `mtu`, once it is wrapped.
+#[inline(always)]
+pub(super) fn within<F: Family, K: Kernel>(kernel: &K, mtu: u32) -> u32 {
+    mtu.saturating_sub(overhead::<F>(tunnel(kernel).shape))
 }
 
 /// Whether replies always come back by the tunnel.
@@ -320,20 +398,22 @@ fn own_address<F: Family, K: Kernel + Tables<F>>(kernel: &K, leaving_by: u32) ->
     of(Device::NODE).or_else(|| of(leaving_by))
 }
 
-/// Writes the wrapping and sends the packet by `slot`.
+/// Writes the wrapping and sends the packet by `slot`. The label is the mark, and in its upper half the source port of a
+/// wrapping in UDP.
 #[inline(never)]
-fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
+pub(super) fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
     packet: &mut P,
     kernel: &K,
     slot: Slot,
     node: &F::Address,
+    label: u32,
     hops: Hops,
 ) -> u32 {
     let tunnel = tunnel(kernel);
     let Some(own) = own_address::<F, K>(kernel, slot.ifindex()) else {
         return Verdict::drop(Reason::NO_SNAT_ADDRESS).number();
     };
-    let Some(frame) = packet.view::<Frame<F::Header, UdpHeader>>() else {
+    let Some(frame) = packet.view::<Frame<F::Header, ()>>() else {
         return Verdict::drop(Reason::MALFORMED).number();
     };
     if hops == Hops::Counted {
@@ -344,28 +424,24 @@ fn seal<F: Family, P: Packet, K: Kernel + Tables<F>>(
         let _field = frame.ip.fix_checksum(hop);
     }
     let inner = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
-    // Networks spread flows by the outer ports.
-    let entropy = 0xc000 | (frame.transport.source.get() ^ frame.transport.destination.get()) & 0x3fff;
-    let mut mark = 0;
-    kernel.with_parcel(|parcel| mark = parcel.mark);
-    let mark = Be16::new(mark as u16);
+    let mark = Be16::new(label as u16);
     let wrapping = overhead::<F>(tunnel.shape);
     if !packet.wrap::<F>(tunnel.shape, wrapping) {
         return Verdict::drop(Reason::NO_TUNNEL).number();
     }
-    let length = (inner + wrapping).wrapping_sub(size_of::<F::Header>() as u32) as u16;
+    let length = (inner + wrapping).wrapping_sub(size_of::<Outer<F>>() as u32) as u16;
     if tunnel.shape == TunnelShape::IP {
-        let Some(frame) = packet.view::<InIp<F::Header, UdpHeader>>() else {
+        let Some(frame) = packet.view::<InIp<Outer<F>, F::Header, ()>>() else {
             return Verdict::drop(Reason::MALFORMED).number();
         };
         frame.outer.originate(own, node, F::IP_IN_IP, length);
         frame.outer.set_mark(mark);
     } else {
-        let Some(frame) = packet.view::<InUdp<F::Header, UdpHeader>>() else {
+        let Some(frame) = packet.view::<InUdp<Outer<F>, F::Header, ()>>() else {
             return Verdict::drop(Reason::MALFORMED).number();
         };
         frame.outer.originate(own, node, Protocol::UDP, length);
-        frame.udp.source = Be16::new(entropy);
+        frame.udp.source = Be16::new((label >> 16) as u16);
         frame.udp.destination = Be16::new(tunnel.port);
         frame.udp.length = Be16::new(length);
         // None: RFC 768 over IPv4, RFC 6935 over IPv6. What is inside has its own.
@@ -409,6 +485,7 @@ pub(super) fn returned<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut
     reply.seen().refresh(validity.now);
     reply::note(kernel, &transport, stage, reply);
     let verdict = hop::send(packet, kernel, &validity, reply.hop(), &way_to_client::<F>(&key));
+    packet.note_backend(backend, Direction::Reply);
     if is_sent(verdict) {
         kernel.account(backend, |traffic| traffic.add_reply(transport.octets));
     }

@@ -3,7 +3,7 @@
 use vmlb_common::verdict::Reason;
 
 use crate::address::Family;
-use crate::packets::frame::{Frame, Says, Shape, between, icmp, tcp, udp};
+use crate::packets::frame::{Frame, Says, between, icmp, tcp, udp};
 use crate::packets::story::{At, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{EMPTY, ETH0, Net, POD1, SMALL_MTU};
 
@@ -22,7 +22,6 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         deferred(net),
         too_large(net),
         refused(net),
-        carried(net),
     ]
 }
 
@@ -30,16 +29,21 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
 const ROOM: usize = 1448;
 
 /// A datagram of three fragments, the last of which has three octets: less than ports take.
-fn long(frame: &Frame) -> Frame {
-    let data: Vec<u8> = (0..2 * ROOM - 8 + 3).map(|number| (number % 251) as u8).collect();
+fn long(frame: &Frame, room: usize) -> Frame {
+    let data: Vec<u8> = (0..2 * room - 8 + 3).map(|number| (number % 251) as u8).collect();
     frame.clone().data(&data)
 }
 
-fn three(frame: &Frame, number: u32) -> [Frame; 3] {
-    long(frame).pieces(number, ROOM).try_into().expect("three fragments")
+/// Its fragments, of no more than `room` octets behind the IP header.
+pub(super) fn cut(frame: &Frame, number: u32, room: usize) -> [Frame; 3] {
+    long(frame, room).pieces(number, room).try_into().expect("three fragments")
 }
 
-const SAYS: [&str; 3] = ["the first fragment", "the second", "the last, of three octets"];
+fn three(frame: &Frame, number: u32) -> [Frame; 3] {
+    cut(frame, number, ROOM)
+}
+
+pub(super) const SAYS: [&str; 3] = ["the first fragment", "the second", "the last, of three octets"];
 
 /// Each fragment of one becomes that fragment of the other.
 fn whole(story: &mut Story, at: At, number: u32, from: &Frame, to: &Frame, expect: impl Fn(Frame) -> Expect) {
@@ -188,12 +192,12 @@ fn streams(net: Net) -> Story {
     let out = between(us, pod, &data).ttl(63);
     whole(&mut story, WIRE, 7, &data, &out, |frame| Sent(frame, NODE2));
     story.flows(0, 1);
-    let length = long(&data).octets().len() - data.octets().len() + 20;
+    let length = long(&data, ROOM).octets().len() - data.octets().len() + 20;
     for start in [8, 16] {
-        let inside = long(&data).piece(7, start..length);
+        let inside = long(&data, ROOM).piece(7, start..length);
         story.wire("one that reaches into the header", inside, Dropped(Reason::MALFORMED));
     }
-    let short = long(&data).piece(8, 0..16);
+    let short = long(&data, ROOM).piece(8, 0..16);
     story.wire("a first one without the whole header", short, Dropped(Reason::MALFORMED));
     story
 }
@@ -225,7 +229,7 @@ fn too_large(net: Net) -> Story {
 }
 
 /// The refusal that quotes the IP header, the fragment header if there is one, and eight octets.
-fn refusal(frame: &Frame, says: Says) -> Vec<u8> {
+pub(super) fn refusal(frame: &Frame, says: Says) -> Vec<u8> {
     let octets = if frame.source.is_ipv4() { 8 } else { 16 };
     let (to, from) = (crate::packets::world::ROUTER_MAC, crate::packets::world::NODE_MAC);
     icmp(frame.destination, frame.source, says, frame, octets).macs(from, to).octets()
@@ -238,14 +242,5 @@ fn refused(net: Net) -> Story {
     story.wire("the first is answered", first, Answered(Reason::NO_BACKEND, answer));
     story.wire("the second is not", second, Unanswered(Reason::NO_BACKEND));
     story.wire("nor is the last", last, Unanswered(Reason::NO_BACKEND));
-    story
-}
-
-fn carried(net: Net) -> Story {
-    let mut story = Story::new("fragments of a flow that goes by the tunnel");
-    story.change("flows keep the client's address", |world| world.tunnel(Shape::Ip, 0));
-    for frame in three(&udp(net.client(0, 61001), net.node(30002)), 7) {
-        story.wire("the tunnel takes none", frame, Dropped(Reason::FRAGMENT_TUNNEL));
-    }
     story
 }

@@ -13,7 +13,7 @@ use crate::packets::world::{ETH0, ETH1, Net, TUNNEL_PORT, neighbour, tag};
 use Expect::{Delivered, Dropped, DroppedBare, Expired, Passed, Sent, SentByTc, TooBig};
 
 /// The bit of a mark that says that the flow is proved.
-const PROVED: u16 = 0x8000;
+pub(super) const PROVED: u16 = 0x8000;
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
     let of_shape: [fn(Net, Shape) -> Story; 18] = [
@@ -44,40 +44,40 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
 
 /// This node and node2.
 #[derive(Clone, Copy)]
-struct Ends {
+pub(super) struct Ends {
     net: Net,
     shape: Shape,
 }
 
 impl Ends {
     /// From node2.
-    fn from(self, mark: u16) -> Wrapping {
+    pub(super) fn from(self, mark: u16) -> Wrapping {
         let (from, to) = (self.net.node_of(2), self.net.node(0).ip());
         Wrapping { shape: self.shape, from, to, mark }
     }
 
     /// To node2.
-    fn to(self, mark: u16) -> Wrapping {
+    pub(super) fn to(self, mark: u16) -> Wrapping {
         let (from, to) = (self.net.node(0).ip(), self.net.node_of(2));
         Wrapping { shape: self.shape, from, to, mark }
     }
 
     /// A request on its way to backend 2.
-    fn carried(self, frame: &Frame, mark: u16) -> Expect {
+    pub(super) fn carried(self, frame: &Frame, mark: u16) -> Expect {
         Sent(frame.clone().ttl(63).wrapped(self.to(mark | mark_of(2))), NODE2)
     }
 
     /// A reply on its way back to node2, which the client has addressed.
-    fn back(self, frame: Frame) -> Expect {
+    pub(super) fn back(self, frame: Frame) -> Expect {
         Sent(frame.wrapped(self.to(0)), NODE2)
     }
 }
 
-fn mark_of(backend: u32) -> u16 {
+pub(super) fn mark_of(backend: u32) -> u16 {
     u16::try_from(tag(backend)).expect("15 bits")
 }
 
-fn begin(says: &'static str, net: Net, shape: Shape, returns: u8) -> (Story, Ends) {
+pub(super) fn begin(says: &'static str, net: Net, shape: Shape, returns: u8) -> (Story, Ends) {
     let mut story = Story::new(says);
     story.change("nodes have a tunnel", move |world| world.tunnel(shape, returns));
     (story, Ends { net, shape })

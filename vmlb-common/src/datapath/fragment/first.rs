@@ -11,6 +11,9 @@ use crate::packet::{Direction, Packet, Sending};
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Ethernet, Protocol, Wire};
 
+/// Beside [`FragmentFlags`]: the packet has been wrapped.
+const WRAPPED: u32 = 1 << 31;
+
 /// A packet that is, or may be, the first fragment of a datagram.
 pub struct First<P> {
     packet: P,
@@ -42,7 +45,13 @@ impl<P: Packet> First<P> {
     /// Which way it goes, as [`FragmentFlags`].
     #[inline(always)]
     pub(super) const fn flags(&self) -> u32 {
-        self.flags
+        self.flags & !WRAPPED
+    }
+
+    /// Whether it has been wrapped to go to another node.
+    #[inline(always)]
+    pub(super) const fn is_wrapped(&self) -> bool {
+        self.flags & WRAPPED != 0
     }
 
     /// By which hop it was sent; the MAC addresses are those that it has.
@@ -135,6 +144,7 @@ impl<P: Packet> Packet for First<P> {
 
     #[inline(always)]
     fn wrap<F: Family>(&mut self, shape: u8, octets: u32) -> bool {
+        self.flags |= WRAPPED;
         self.packet.wrap::<F>(shape, octets)
     }
 
