@@ -6,11 +6,14 @@ use anyhow::{Context, Result};
 
 use crate::address::{self, Family};
 use crate::cluster::Cluster;
-use crate::kube_proxy;
+use crate::feature::Feature;
 use crate::namespace::Namespace;
+use crate::requests::PATIENCE;
 use crate::topology::Node;
+use crate::{agent, kube_proxy, probe};
 
 pub mod relay;
+mod wireguard;
 
 /// Name of the overlay's device on every node.
 pub const DEVICE: &str = "overlay0";
@@ -26,7 +29,7 @@ const TABLE: &str = "vmlb-cni";
 pub enum Overlay {
     /// VXLAN, as flannel has it: all that is to be known is written down by the CNI.
     Vxlan,
-    /// Geneve, whose ends find each other by ARP.
+    /// Geneve with UDP checksums, as OVN has it, whose ends find each other by ARP.
     Geneve,
     /// IPv4 in IPv4, as Calico has it; IPv6 goes by the uplinks.
     Ipip,
@@ -36,6 +39,8 @@ pub enum Overlay {
     Tun,
     /// GRE without Ethernet inside; IPv6 goes by the uplinks.
     Gre,
+    /// WireGuard, between two nodes.
+    WireGuard,
 }
 
 impl fmt::Display for Overlay {
@@ -45,10 +50,23 @@ impl fmt::Display for Overlay {
 }
 
 impl Overlay {
+    /// What the kernel must have.
+    pub fn features(self) -> &'static [Feature] {
+        match self {
+            Self::Vxlan => &[Feature::Vxlan],
+            Self::Geneve => &[Feature::Geneve],
+            Self::Ipip => &[Feature::Ipip],
+            Self::Ip6Tunnel => &[Feature::Ip6Tunnel],
+            Self::Gre => &[Feature::Gre],
+            Self::WireGuard => &[Feature::WireGuard],
+            Self::Tun => &[],
+        }
+    }
+
     /// The families it carries.
     pub fn families(self) -> &'static [Family] {
         match self {
-            Self::Vxlan | Self::Geneve | Self::Ip6Tunnel | Self::Tun => &Family::ALL,
+            Self::Vxlan | Self::Geneve | Self::Ip6Tunnel | Self::Tun | Self::WireGuard => &Family::ALL,
             Self::Ipip | Self::Gre => &[Family::V4],
         }
     }
@@ -68,13 +86,14 @@ impl Overlay {
         let (here, there) = (node.addresses, remote.addresses);
         let make = match self {
             Self::Vxlan => format!("vxlan id 1 local {} dev eth0 dstport 8472 nolearning", here.v4),
-            Self::Geneve => format!("geneve id 1 remote {}", there.v4),
+            Self::Geneve => format!("geneve id 1 remote {} udpcsum", there.v4),
             Self::Ipip => format!("ipip local {} remote {}", here.v4, there.v4),
             Self::Ip6Tunnel => {
                 format!("ip6tnl mode any encaplimit none local {} remote {}", here.v6, there.v6)
             }
             Self::Tun => String::new(),
             Self::Gre => format!("gre local {} remote {}", here.v4, there.v4),
+            Self::WireGuard => "wireguard".to_owned(),
         };
         let link = match self {
             Self::Vxlan | Self::Geneve => format!("address {}", mac(node)),
@@ -86,6 +105,9 @@ impl Overlay {
             format!("link add {DEVICE} {link} mtu {MTU} type {make}\n")
         };
         node.namespace.ip(&lines)?;
+        if self == Self::WireGuard {
+            wireguard::join(DEVICE, node, remote)?;
+        }
         for family in self.families() {
             let length = if *family == Family::V4 { 32 } else { 128 };
             let own = address(node, *family);
@@ -142,6 +164,18 @@ pub fn shrink(cluster: &Cluster) -> Result<()> {
         node.namespace.ip(&lines)?;
     }
     Ok(())
+}
+
+/// Waits until the overlay's device is known to the datapath: it is looked for once the backends are known, and what comes
+/// until then is kube-proxy's, which not every test has.
+pub fn attached(cluster: &Cluster) -> Result<()> {
+    cluster.topology.nodes.iter().try_for_each(|node| {
+        probe::wait("the overlay's device", PATIENCE, || {
+            let status = agent::json(node, &["status"])?;
+            let mut devices = status["devices"].as_array().context("devices")?.iter();
+            Ok(devices.any(|device| device["name"] == DEVICE))
+        })
+    })
 }
 
 /// Makes a node as strict as distributions do: what comes in must come the way that an answer would take.

@@ -10,7 +10,7 @@ use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::capture::{self, Capture};
 use vmlb_tests::cluster::Cluster;
 use vmlb_tests::overlay::relay::Relay;
-use vmlb_tests::overlay::{self, Overlay};
+use vmlb_tests::overlay::{self, Overlay, attached};
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
@@ -129,18 +129,6 @@ fn by_all_ways(attachment: Attachment, has_overlay: bool, device: &str) -> Resul
     let checked = capture::check_sums(&capture.finish())?;
     ensure!(checked > 1000, "only {checked} packets were seen");
     took_nothing(&cluster)
-}
-
-/// Waits until the overlay's device is known to the datapath: it is looked for once the backends are known, and what comes
-/// until then is kube-proxy's, which one of these tests does not have.
-fn attached(cluster: &Cluster) -> Result<()> {
-    cluster.topology.nodes.iter().try_for_each(|node| {
-        probe::wait("the overlay's device", Duration::from_secs(10), || {
-            let status = agent::json(node, &["status"])?;
-            let mut devices = status["devices"].as_array().context("devices")?.iter();
-            Ok(devices.any(|device| device["name"] == overlay::DEVICE))
-        })
-    })
 }
 
 /// No connection of a client took the rules beside us.

@@ -19,6 +19,7 @@ use rtnetlink::packet_route::route::RouteFlags;
 pub mod features;
 pub mod flag;
 pub mod footing;
+pub mod generic;
 pub mod hooks;
 pub mod offloads;
 pub mod overlays;

@@ -3,16 +3,11 @@
 
 use std::fs;
 
-use anyhow::{Context, bail};
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use rtnetlink::packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, Nla, NlasIterator, ParseableParametrized,
-};
-use rtnetlink::sys::protocols::NETLINK_GENERIC;
-use rtnetlink::sys::{Socket, SocketAddr};
+use anyhow::Context;
+use netlink_packet_generic::{GenlFamily, GenlHeader};
+use rtnetlink::packet_core::{DecodeError, DefaultNla, Emitable, Nla, NlasIterator, ParseableParametrized};
+
+use super::generic::Generic;
 
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
@@ -42,14 +37,14 @@ const DRIVERS: [&str; 16] = [
 /// Asks the kernel about devices.
 #[derive(Debug)]
 pub struct Features {
-    netdev: Option<(Socket, u16)>,
+    netdev: Option<Generic>,
 }
 
 impl Features {
     /// Opens a socket, in the network namespace of this thread.
     #[must_use]
     pub fn open() -> Self {
-        match connect("netdev") {
+        match Generic::open(Netdev::family_name()) {
             Ok(netdev) => Self { netdev: Some(netdev) },
             Err(error) => {
                 tracing::info!("XDP features of devices are taken from a list of drivers: {error:#}");
@@ -61,15 +56,14 @@ impl Features {
     /// What XDP can do on the device (`NETDEV_XDP_ACT_*`); `None`: the kernel does not tell.
     #[must_use]
     pub fn xdp(&self, ifindex: u32) -> Option<u64> {
-        let (socket, family) = self.netdev.as_ref()?;
-        xdp_features(socket, *family, ifindex).ok()
+        xdp_features(self.netdev.as_ref()?, ifindex).ok()
     }
 
     /// Whether XDP can send out of the device at this moment.
     #[must_use]
     pub fn can_transmit(&self, ifindex: u32, name: &str) -> bool {
-        let Some((socket, family)) = &self.netdev else { return has_listed_driver(name) };
-        match xdp_features(socket, *family, ifindex) {
+        let Some(netdev) = &self.netdev else { return has_listed_driver(name) };
+        match xdp_features(netdev, ifindex) {
             Ok(features) => features & NETDEV_XDP_ACT_NDO_XMIT != 0,
             Err(error) => {
                 tracing::debug!("{name}: {error:#}");
@@ -85,51 +79,14 @@ fn has_listed_driver(name: &str) -> bool {
     driver.is_some_and(|driver| DRIVERS.contains(&driver.as_str()))
 }
 
-/// A socket, and the number of a family of generic netlink.
-pub(super) fn connect(family: &str) -> anyhow::Result<(Socket, u16)> {
-    let mut socket = Socket::new(NETLINK_GENERIC).context("cannot open a generic netlink socket")?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let question =
-        GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(family.into())] };
-    let answer: GenlCtrl = ask(&socket, GenlMessage::from_payload(question))?;
-    let number = answer.nlas.iter().find_map(|attribute| match attribute {
-        GenlCtrlAttrs::FamilyId(id) => Some(*id),
-        _ => None,
-    });
-    Ok((socket, number.with_context(|| format!("the kernel has no netlink family {family}"))?))
-}
-
-fn xdp_features(socket: &Socket, family: u16, ifindex: u32) -> anyhow::Result<u64> {
+fn xdp_features(netdev: &Generic, ifindex: u32) -> anyhow::Result<u64> {
     let attributes = vec![DefaultNla::new(NETDEV_A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec())];
-    let mut question = GenlMessage::from_payload(Netdev { attributes });
-    question.set_resolved_family_id(family);
-    let answer: Netdev = ask(socket, question)?;
+    let answer = netdev.ask(Netdev { attributes })?;
     let value = answer.attributes.iter().find(|attribute| attribute.kind() == NETDEV_A_DEV_XDP_FEATURES);
     let value = value.context("the kernel does not tell this device's XDP features")?;
     let mut octets = vec![0; value.value_len()];
     value.emit_value(&mut octets);
     Ok(u64::from_ne_bytes(octets.as_slice().try_into().context("XDP features of a size that is not 8")?))
-}
-
-pub(super) fn ask<F>(socket: &Socket, question: GenlMessage<F>) -> anyhow::Result<F>
-where
-    F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Clone + std::fmt::Debug + Eq,
-    GenlMessage<F>: NetlinkSerializable + NetlinkDeserializable,
-{
-    let mut message = NetlinkMessage::from(question);
-    message.header.flags = NLM_F_REQUEST;
-    message.finalize();
-    let mut octets = vec![0; message.buffer_len()];
-    message.serialize(&mut octets);
-    socket.send(&octets, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let answer = NetlinkMessage::<GenlMessage<F>>::deserialize(&answer).context("malformed answer")?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(message) => Ok(message.payload),
-        NetlinkPayload::Error(error) => Err(error.to_io()).context("the kernel refuses"),
-        _ => bail!("unexpected answer"),
-    }
 }
 
 /// A message of family `netdev`.

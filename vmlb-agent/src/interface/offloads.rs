@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context;
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
+use netlink_packet_generic::{GenlFamily, GenlHeader};
 use rtnetlink::packet_core::{
     DecodeError, DefaultNla, Emitable, NLA_F_NESTED, Nla, NlasIterator, ParseableParametrized,
 };
 
-use super::features::{ask, connect};
+use super::generic::Generic;
 
 const FEATURES_GET: u8 = 11;
 const FEATURES_HEADER: u16 = 1;
@@ -22,14 +22,12 @@ const BIT_NAME: u16 = 2;
 /// # Errors
 /// When the kernel does not tell.
 pub fn active(ifindex: u32) -> anyhow::Result<BTreeSet<String>> {
-    let (socket, family) = connect("ethtool")?;
+    let ethtool = Generic::open(Ethtool::family_name())?;
     let index = DefaultNla::new(HEADER_INDEX, ifindex.to_ne_bytes().to_vec());
     let mut header = vec![0; index.buffer_len()];
     index.emit(&mut header);
     let attributes = vec![DefaultNla::new(FEATURES_HEADER | NLA_F_NESTED, header)];
-    let mut question = GenlMessage::from_payload(Ethtool { attributes });
-    question.set_resolved_family_id(family);
-    let answer = ask(&socket, question)?;
+    let answer = ethtool.ask(Ethtool { attributes })?;
     let bitset = answer.attributes.iter().find(|attribute| attribute.kind() == FEATURES_ACTIVE);
     let mut octets = vec![0; bitset.map_or(0, Nla::value_len)];
     bitset.context("the kernel does not tell this device's features")?.emit_value(&mut octets);
