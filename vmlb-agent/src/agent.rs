@@ -93,6 +93,7 @@ impl Agent {
         root.create()?;
         let trace = if options.trace { Trace::On } else { Trace::Off };
         let mut datapath = Datapath::load(OBJECT, &root, &options.sizes, trace)?;
+        heap::let_go(OBJECT);
         if trace == Trace::On {
             trace::print(datapath.ebpf_mut())?;
         }
