@@ -189,13 +189,13 @@ pub trait Header: Copy + 'static {
     fn is_fragment(&self) -> bool;
     /// Which piece it is, if it is a fragment.
     fn piece(&self) -> Piece;
-    /// Gives the datagram another number; returns the change for the header's own checksum.
+    /// Gives the datagram another number; returns what that changes in a sum over the header.
     fn set_identification(&mut self, to: u32) -> Delta;
     /// Octets after the fixed header, as the header claims; wraps below zero for a lying IPv4 length.
     fn payload_length(&self) -> u32;
     /// Hops left.
     fn ttl(&self) -> u8;
-    /// Takes one hop off; returns the change for the header's own checksum.
+    /// Takes one hop off; returns what that changes in a sum over the header.
     fn decrement_ttl(&mut self) -> Delta;
     /// Whether routers may cut the packet.
     fn may_be_cut(&self) -> bool;
@@ -452,8 +452,9 @@ impl Header for Ipv6Header {
 
     #[inline(always)]
     fn decrement_ttl(&mut self) -> Delta {
-        self.next_hop_limit = Be16::new(self.next_hop_limit.get().wrapping_sub(1));
-        Delta::ZERO
+        let old = self.next_hop_limit;
+        self.next_hop_limit = Be16::new(old.get().wrapping_sub(1));
+        Delta::ZERO.word(old, self.next_hop_limit)
     }
 
     #[inline(always)]

@@ -122,7 +122,7 @@
 //!
 //! Only differences ([`checksum`]): a flow keeps what its translation changes in the sum of both addresses
 //! ([`abi::Flow::address_sum`]), a packet adds its ports and, over IPv4, the hop count. XDP and host buffers do the
-//! arithmetic in the packet, TC by the helpers that know of partial checksums.
+//! arithmetic in the packet, TC by the helpers that know of partial checksums, and of what hardware summed of a whole packet.
 //!
 //! # Order of writes
 //!

@@ -139,13 +139,13 @@ pub trait Packet {
     /// What helpers want as their first argument; opaque here.
     fn context(&self) -> *mut core::ffi::c_void;
 
-    /// Brings the IP header's checksum (by `header`) and the transport's (by both others) up to date, after the fields
-    /// have been written. Views taken before are void.
+    /// Brings the IP header's checksum (by `header`, what has changed in it) and the transport's (by both others) up to date,
+    /// after the fields have been written. Views taken before are void.
     fn fix_checksums<F: Family>(&mut self, protocol: Protocol, header: Delta, addresses: Delta, ports: Delta);
 
-    /// Brings the checksum of the IP header, if it has one, up to date where nothing behind that header has changed; `header`
-    /// is the change of its fields, `addresses` that of the addresses alone. Views taken before are void.
-    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta);
+    /// Brings the checksum of the IP header, if it has one, up to date by what has changed in it, where nothing behind it
+    /// makes up for that. Views taken before are void.
+    fn fix_header<F: Family>(&mut self, header: Delta);
 
     /// Told whose packet this is.
     fn note_backend(&mut self, _backend: u32, _direction: Direction) {}

@@ -86,8 +86,8 @@ impl Packet for Carried {
     }
 
     #[inline(always)]
-    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta) {
-        self.0.fix_header::<F>(header, addresses);
+    fn fix_header<F: Family>(&mut self, header: Delta) {
+        self.0.fix_header::<F>(header);
     }
 
     #[inline(always)]

@@ -182,7 +182,7 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
-    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+    fn fix_header<F: Family>(&mut self, header: Delta) {
         fix_header_in_place::<F, Self>(self, header);
     }
 
@@ -379,19 +379,24 @@ impl Packet for Tc {
             };
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(addresses.wsum()), PSEUDO | flags);
             bpf_l4_csum_replace(self.0, offset, 0, u64::from(ports.wsum()), flags);
+            if F::VERSION == 6 {
+                // What hardware summed of the whole packet (CHECKSUM_COMPLETE): the helper has taken the addresses off, as if
+                // a checksum in the IP header made up for them.
+                bpf_csum_update(self.0, header.wsum());
+            }
         }
     }
 
     #[inline(always)]
-    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta) {
+    fn fix_header<F: Family>(&mut self, header: Delta) {
         // SAFETY: the context is this program's; the offset lies in the header that was just written.
         unsafe {
             if F::VERSION == 4 {
                 // The checksum follows ten octets of the IPv4 header, whose sum stays what it was.
                 bpf_l3_csum_replace(self.0, size_of::<Ethernet>() as u32 + 10, 0, u64::from(header.wsum()), 0);
             } else {
-                // Where the driver has summed the frame, that sum has changed.
-                bpf_csum_update(self.0, addresses.wsum());
+                // Where hardware has summed the packet, that sum has changed.
+                bpf_csum_update(self.0, header.wsum());
             }
         }
     }
@@ -431,8 +436,11 @@ impl Packet for Tc {
         }
     }
 
+    /// The kernel writes the MAC addresses. To what hardware summed of the whole packet it adds the addresses that it finds, and
+    /// a veth takes off those that it got: they are to be the same, as far as they are known.
     #[inline(always)]
     fn send(&mut self, hop: Slot) -> Verdict {
+        address_frame(self, hop);
         // SAFETY: a number, and no next hop of ours: the kernel routes and resolves.
         unsafe { bpf_redirect_neigh(hop.ifindex(), core::ptr::null_mut(), 0, 0) };
         Verdict::REDIRECT

@@ -11,7 +11,7 @@ use vmlb_common::wire::Protocol;
 
 use super::bench::{Bench, Tally, count_pairs};
 use super::frame::Frame;
-use super::world::{ETH0, ETH2, Net, World, neighbour, own};
+use super::world::{ETH0, ETH2, Net, World, neighbour, neighbours_of, own};
 use crate::address::Family;
 
 /// Where the kernel sends a finished packet.
@@ -19,7 +19,7 @@ use crate::address::Family;
 pub struct Exit {
     /// Device it leaves by.
     pub device: u32,
-    /// The next hop's MAC address, which XDP writes.
+    /// The next hop's MAC address; at TC the kernel writes it again.
     pub next_hop: [u8; 6],
 }
 
@@ -340,6 +340,16 @@ fn observe(bench: &mut impl Bench, hook: Hook, device: u32, octets: &[u8]) -> Ob
     Observed { outcome, counted: after.counted_since(&before), lookups: after.lookups_since(&before) }
 }
 
+/// What TC sends to that next hop or to another neighbour of the device, or to none where none is known yet: the kernel writes
+/// the MAC addresses again.
+fn addressed(frame: &Frame, exit: Exit, seen: &Observed) -> Frame {
+    let mut hops = neighbours_of(exit.device).into_iter().chain([exit.next_hop]);
+    match hops.find(|hop| *hop != [0; 6] && seen.outcome.octets.starts_with(hop)) {
+        Some(hop) => frame.clone().macs(own(exit.device), hop),
+        None => frame.clone().macs([0; 6], [0; 6]),
+    }
+}
+
 impl Meeting {
     fn judge(&self, hook: Hook, device: u32, octets: &[u8], expect: &Expect, seen: &Observed) {
         let place = &self.place;
@@ -356,8 +366,14 @@ impl Meeting {
             Expect::Expired(answer) if by_xdp => (Verdict::answer(Reason::TTL_EXPIRED), answer.clone(), None),
             Expect::Expired(_) => (Verdict::drop(Reason::TTL_EXPIRED), octets.to_vec(), None),
             Expect::TooBig(_) => (Verdict::drop(Reason::TOO_BIG), octets.to_vec(), None),
-            Expect::Sent(frame, exit) => (Verdict::REDIRECT, frame.octets(), Some(exit.device)),
-            Expect::SentByTc(_, frame, device) => (Verdict::REDIRECT, frame.octets(), Some(*device)),
+            Expect::Sent(frame, exit) => {
+                let sent = addressed(frame, *exit, seen);
+                (Verdict::REDIRECT, sent.octets(), Some(exit.device))
+            }
+            Expect::SentByTc(_, frame, device) => {
+                let sent = addressed(frame, Exit { device: *device, next_hop: [0; 6] }, seen);
+                (Verdict::REDIRECT, sent.octets(), Some(*device))
+            }
             Expect::Answered(reason, octets) if by_xdp => (Verdict::answer(*reason), octets.clone(), None),
             Expect::Unanswered(reason) if by_xdp => (Verdict::drop(*reason), octets.to_vec(), None),
             Expect::Punted(reason) | Expect::Answered(reason, _) | Expect::Unanswered(reason) => {

@@ -85,6 +85,12 @@ pub const fn own(device: u32) -> [u8; 6] {
     [2, 0, 0, 0, 2, (device % 256) as u8]
 }
 
+/// MAC addresses of a device's neighbours.
+pub fn neighbours_of(device: u32) -> Vec<[u8; 6]> {
+    let routers = Net(Family::V4).routers().into_iter().filter(|(at, ..)| *at == device);
+    routers.map(|(.., number)| neighbour(number)).collect()
+}
+
 /// MTU of a device of the node.
 pub const fn mtu(device: u32) -> u32 {
     if device == ETH2 { SMALL_MTU as u32 } else { 1500 }

@@ -473,7 +473,7 @@ fn translated<F: Family, P: Packet, K: Kernel + Tables<F>>(
     frame.ip.set_destination(&found.destination);
     let octets = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
     header = header.and(frame.ip.set_identification(found.identification)).and(addresses);
-    packet.fix_header::<F>(header, addresses);
+    packet.fix_header::<F>(header);
     account(kernel, found, octets);
     if is_sent { packet.send(way(found)) } else { Verdict::DELIVER }
 }
@@ -507,7 +507,7 @@ fn wrapped<F: Family, P: Packet, K: Kernel + Tables<F>>(
     let addresses = Delta::ZERO.without(frame.ip.source().sum()).with(found.source.sum());
     frame.ip.set_source(&found.source);
     let octets = frame.ip.payload_length().wrapping_add(size_of::<F::Header>() as u32);
-    packet.fix_header::<F>(addresses, addresses);
+    packet.fix_header::<F>(addresses);
     account(kernel, found, octets);
     let hops = if found.flags & FragmentFlags::REPLY != 0 { Hops::Kept } else { Hops::Counted };
     let slot = way(found);

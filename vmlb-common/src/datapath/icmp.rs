@@ -324,6 +324,10 @@ impl<F: Family> Rewrite<'_, F> {
         if protocol == Protocol::TCP {
             quoted_tcp_checksum::<F, P>(packet, addresses.and(ports));
         }
+        if F::VERSION == 6 {
+            // All else makes up for itself; no checksum covers the hop.
+            packet.fix_header::<F>(hop);
+        }
         Verdict::CONTINUE.number()
     }
 }

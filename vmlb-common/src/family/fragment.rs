@@ -80,8 +80,9 @@ impl Header for Ipv6Fragment {
 
     #[inline(always)]
     fn set_identification(&mut self, to: u32) -> Delta {
+        let old = Sum::of(&self.fragment.identification);
         self.fragment.identification = words_of(to);
-        Delta::ZERO
+        Delta::ZERO.without(old).with(Sum::of(&self.fragment.identification))
     }
 
     #[inline(always)]

@@ -174,7 +174,7 @@ impl<H: Frames> Packet for Buffer<H> {
         fix_in_place::<F, Self>(self, protocol, header, addresses, ports);
     }
 
-    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+    fn fix_header<F: Family>(&mut self, header: Delta) {
         fix_header_in_place::<F, Self>(self, header);
     }
 
@@ -289,7 +289,7 @@ impl Packet for Buffer<Tc> {
         }
     }
 
-    fn fix_header<F: Family>(&mut self, header: Delta, _addresses: Delta) {
+    fn fix_header<F: Family>(&mut self, header: Delta) {
         if F::VERSION == 4
             && let Some(frame) = self.look::<Frame<crate::wire::Ipv4Header, ()>>()
         {
@@ -313,6 +313,7 @@ impl Packet for Buffer<Tc> {
     fn reach(&mut self, _octets: u32) {}
 
     fn send(&mut self, hop: Slot) -> Verdict {
+        address_frame(self, hop);
         self.sent_by = Some(hop.ifindex());
         Verdict::REDIRECT
     }

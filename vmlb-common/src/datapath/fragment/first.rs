@@ -124,8 +124,8 @@ impl<P: Packet> Packet for First<P> {
     }
 
     #[inline(always)]
-    fn fix_header<F: Family>(&mut self, header: Delta, addresses: Delta) {
-        self.packet.fix_header::<F>(header, addresses);
+    fn fix_header<F: Family>(&mut self, header: Delta) {
+        self.packet.fix_header::<F>(header);
     }
 
     #[inline(always)]
