@@ -24,6 +24,12 @@ pub fn is_root() -> bool {
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
+    // What `cargo run` tells of xtask is not so of what is built here; build scripts that look at it would run anew whenever
+    // cargo is started by hand in between.
+    let of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_xtask)) {
+        cargo.env_remove(name);
+    }
     cargo
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use vmlb_guest::ARCHITECTURE;
 use vmlb_guest::job::{self, Job};
 use vmlb_guest::kernel::{self, Kernel};
-use vmlb_guest::machine::Machine;
+use vmlb_guest::machine::{self, Machine};
 
 use crate::build_ebpf;
 use crate::command::{self, Artifact};
@@ -32,7 +32,7 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
-/// The subcommand; it fails if the command does.
+/// The subcommand; it fails if the command does, or if the kernel complains.
 ///
 /// # Errors
 /// The guest cannot be made.
@@ -175,7 +175,17 @@ fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is not written in UTF-8", path.display()))
 }
 
-/// Runs the jobs in a guest of their own and counts what they report.
+/// A failure if the guest's kernel complained, which no test sees.
+fn complaints(console: &Path) -> Tally {
+    let complaints = machine::complaints(console);
+    if complaints.is_empty() {
+        return Tally::default();
+    }
+    println!("the guest's kernel complained:\n{}", complaints.join("\n"));
+    Tally::one_failed()
+}
+
+/// Runs the jobs in a guest of their own and counts what they report; a kernel that complains is a failure.
 fn boot(kernel: &Kernel, init: &Path, work: Vec<Work>) -> Result<Tally> {
     let folder = command::workspace().join("target/guest");
     let own = |suffix: &str| folder.join(format!("{}-{}.{suffix}", kernel.release, std::process::id()));
@@ -186,7 +196,8 @@ fn boot(kernel: &Kernel, init: &Path, work: Vec<Work>) -> Result<Tally> {
     machine.report().share(Path::new("/"), job::HOST);
     let tally = emulator::run(&machine, &kernel.release, &titles, &console);
     std::fs::remove_file(&initramfs)?;
-    let tally = tally?;
+    let mut tally = tally?;
+    tally += complaints(&console);
     if tally.failed == 0 {
         std::fs::remove_file(&console)?;
     } else {

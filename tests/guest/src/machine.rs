@@ -108,8 +108,44 @@ fn parameters() -> String {
 /// What is left of the kernel's words at the end of the file `console`.
 #[must_use]
 pub fn last_words(console: &Path, count: usize) -> String {
+    let lines = words(console);
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// What the kernel says of itself, or of packets, that it never should: a bug, and a sum of a whole packet that was kept wrong
+/// while the packet was rewritten. It says most of these once.
+const COMPLAINTS: [&str; 4] = ["hw csum failure", "WARNING: ", "BUG: ", "Oops: "];
+
+/// The kernel's complaints in the file `console`.
+#[must_use]
+pub fn complaints(console: &Path) -> Vec<String> {
+    let mut lines = words(console);
+    lines.retain(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)));
+    lines
+}
+
+fn words(console: &Path) -> Vec<String> {
     let octets = std::fs::read(console).unwrap_or_default();
     let text = String::from_utf8_lossy(&octets);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
+    let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    lines.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_found_among_the_kernels_words() {
+        let console = std::env::temp_dir().join(format!("vmlb-console-{}", std::process::id()));
+        std::fs::write(
+            &console,
+            "[    0.04] tsc: Unable to calibrate\r\n\n[   60.26] eth0: hw csum failure\r\n",
+        )
+        .expect("a file");
+        let (found, last) = (complaints(&console), last_words(&console, 1));
+        std::fs::remove_file(&console).expect("removed");
+        assert_eq!(found, ["[   60.26] eth0: hw csum failure"]);
+        assert_eq!(last, "[   60.26] eth0: hw csum failure");
+    }
 }
