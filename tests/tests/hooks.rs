@@ -129,6 +129,8 @@ fn put_on_a_macvlan(node: &Node) -> Result<()> {
     let (own, gateway) = (node.addresses, address::NODE_GATEWAY);
     let other = address::node(1 - node.index);
     let [v4, v6] = address::pod_prefixes(1 - node.index);
+    // eth0 would answer for the address too, and whose answer comes last is believed.
+    node.namespace.set_sysctl("net/ipv4/conf/eth0/arp_ignore", "1")?;
     node.namespace.ip(&format!(
         "link add mac0 link eth0 type macvlan mode bridge\n\
          addr flush dev eth0\n\
