@@ -156,12 +156,17 @@ fn bond(topology: &Topology, node: &Node, mode: &str) -> Result<()> {
 
 /// Gives a device the node's addresses and routes.
 fn address(node: &Node, device: &str) -> Result<()> {
-    let (own, gateway) = (node.addresses, address::NODE_GATEWAY);
-    let mut lines = format!(
-        "addr add {}/24 dev {device}\naddr add {}/64 dev {device} nodad\n\
-         route replace default via {}\nroute replace default via {}\n",
-        own.v4, own.v6, gateway.v4, gateway.v6
-    );
+    let own = node.addresses;
+    node.namespace
+        .ip(&format!("addr add {}/24 dev {device}\naddr add {}/64 dev {device} nodad\n", own.v4, own.v6))?;
+    routes(node)
+}
+
+/// Gives a node its routes by the uplink; a device that goes down loses them.
+pub fn routes(node: &Node) -> Result<()> {
+    let gateway = address::NODE_GATEWAY;
+    let mut lines =
+        format!("route replace default via {}\nroute replace default via {}\n", gateway.v4, gateway.v6);
     for other in [0, 1].into_iter().filter(|other| *other != node.index) {
         let ([v4, v6], via) = (address::pod_prefixes(other), address::node(other));
         lines += &format!("route replace {v4} via {}\nroute replace {v6} via {}\n", via.v4, via.v6);

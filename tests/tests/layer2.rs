@@ -89,6 +89,32 @@ fn transfers_resume_after_an_uplink_was_away_and_under_another_mac_and_mtu() {
     });
 }
 
+/// What a network manager would do is done here: routes are made again, addresses stay.
+#[test]
+fn transfers_resume_after_an_uplink_was_set_down_and_up() {
+    unless_unable("transfers_resume_after_an_uplink_was_set_down_and_up", || {
+        for device in ["eth0=xdp", "eth0=tc"] {
+            let flags = Flags { device: device.to_owned(), ..Flags::default() };
+            let cluster = Cluster::serving(Attachment::Routed, &flags)?;
+            let node = &cluster.topology.nodes[0];
+            node.namespace.set_sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1")?;
+            layer2::downloads_meanwhile(&cluster, 5, || {
+                thread::sleep(Duration::from_secs(1));
+                node.namespace.ip("link set eth0 down\n")?;
+                thread::sleep(Duration::from_millis(700));
+                node.namespace.ip("link set eth0 up\n")?;
+                layer2::routes(node)?;
+                probe::wait("next hops that are kept fresh again", PATIENCE, || {
+                    let known = node.namespace.output("ip", &["neigh", "show", "dev", "eth0"])?;
+                    Ok(known.lines().filter(|line| line.contains(" managed")).count() >= 4)
+                })
+            })
+            .with_context(|| device.to_owned())?;
+        }
+        Ok(())
+    });
+}
+
 /// Clients are served by a first node of this shape.
 fn is_served(name: &str, shape: Shape) {
     unless_lacking(name, shape.features(), || layer2::serves(&layer2::cluster(shape)?, shape));

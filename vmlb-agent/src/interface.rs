@@ -167,6 +167,13 @@ impl Interfaces {
         self.links.get(ifindex)
     }
 
+    /// Whether the kernel may have no entry for a neighbour behind a device that is up: none with a link-layer address is
+    /// known.
+    #[must_use]
+    pub fn may_lack(&self, ifindex: u32, neighbour: IpAddr) -> bool {
+        self.link(ifindex).is_some_and(|link| link.up) && !self.neighbours.contains_key(&(ifindex, neighbour))
+    }
+
     /// Takes in a message, from a dump or as it happens.
     pub fn apply(&mut self, message: &RouteNetlinkMessage) -> Changed {
         match message {

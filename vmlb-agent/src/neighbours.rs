@@ -17,6 +17,7 @@ use vmlb_common::abi::NeighbourKey;
 use vmlb_common::family::Address6;
 
 use crate::bpf::PinnedMap;
+use crate::interface::Interfaces;
 
 /// How a next hop is kept fresh: the value in map `neighbours`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +84,9 @@ impl Neighbours {
         self.kept.len()
     }
 
-    /// Keeps exactly `wanted`. What the kernel refuses is logged and tried again by the next call.
-    pub async fn keep(&mut self, wanted: &BTreeSet<NextHop>) {
+    /// Keeps exactly `wanted`, also where the kernel has forgotten one that was kept: a device that goes down takes its
+    /// neighbours along. What the kernel refuses is logged and tried again by the next call.
+    pub async fn keep(&mut self, wanted: &BTreeSet<NextHop>, interfaces: &Interfaces) {
         let gone: Vec<NextHop> = self.kept.keys().filter(|hop| !wanted.contains(hop)).copied().collect();
         for hop in gone {
             if let Err(error) = self.release(hop).await {
@@ -92,9 +94,8 @@ impl Neighbours {
             }
         }
         for hop in wanted {
-            if !self.kept.contains_key(hop)
-                && let Err(error) = self.add(*hop).await
-            {
+            let is_kept = self.kept.contains_key(hop) && !interfaces.may_lack(hop.ifindex, hop.address);
+            if !is_kept && let Err(error) = self.add(*hop).await {
                 tracing::warn!("cannot keep the next hop {} fresh: {error:#}", hop.address);
             }
         }

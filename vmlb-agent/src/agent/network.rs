@@ -243,7 +243,7 @@ impl Network {
                 crossing.flags |= DeviceFlags::NO_METADATA;
             }
         }
-        self.neighbours.keep(&hops).await;
+        self.neighbours.keep(&hops, &self.interfaces).await;
         let mut facts = facts(&self.interfaces, &crossings, snat, internal);
         facts.unreached = self.unreached();
         facts.is_ovn = self.interfaces.links().any(is_ovn);
