@@ -9,8 +9,11 @@ use vmlb_tests::address::Family;
 use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::capture::{self, Capture};
 use vmlb_tests::cluster::Cluster;
+use vmlb_tests::leftovers::Prefix;
 use vmlb_tests::overlay::relay::Relay;
 use vmlb_tests::overlay::{self, Overlay, attached};
+use vmlb_tests::pod::Workload;
+use vmlb_tests::service::Service;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
@@ -35,6 +38,49 @@ fn vms_behind_vxlan_are_reached_by_tc() {
 fn routed_vms_are_reached_beside_all_rules() {
     unless_unable("routed_vms_are_reached_beside_all_rules", || {
         by_all_ways(Attachment::Routed, false, "eth0=xdp")
+    });
+}
+
+/// Each node is asked for the VMs of all three.
+#[test]
+fn vms_of_three_nodes_are_reached_by_one_overlay() {
+    unless_unable("vms_of_three_nodes_are_reached_by_one_overlay", || {
+        let mut cluster = Cluster::empty(Prefix::unique(), 1, 3, Attachment::Bridged)?;
+        let vms = ["vm01", "vm02", "vm03"];
+        for (index, (vm, first_port)) in vms.into_iter().zip([31100, 31200, 31300]).enumerate() {
+            cluster.add_pod(index, vm, Workload::Vm)?;
+            cluster.publish(Service::all_servers(vm, first_port), &[vm])?;
+        }
+        cluster.publish(Service::all_servers("all", 31000), &vms)?;
+        Overlay::Vxlan.lay(&cluster)?;
+        overlay::shrink(&cluster)?;
+        for node in &cluster.topology.nodes {
+            overlay::check_paths(&node.namespace)?;
+            overlay::masquerade(node)?;
+        }
+        cluster.install_control()?;
+        cluster.start_agents(&Flags::default())?;
+        attached(&cluster)?;
+        for family in Family::ALL {
+            for (asked, node) in cluster.topology.nodes.iter().enumerate() {
+                for (home, vm) in vms.into_iter().enumerate() {
+                    let client = cluster.topology.clients[0].addresses.of(family);
+                    let source =
+                        if asked == home { client } else { overlay::address(node, family).parse()? };
+                    let at = |port| cluster.frontend(vm, port, asked, family);
+                    let frontends = [at(servers::HTTP)?, at(servers::BULK)?, at(servers::ECHO)?];
+                    let served = || requests::served_by(frontends, 300_000, (vm, source));
+                    cluster
+                        .client()
+                        .run(served)
+                        .with_context(|| format!("{family}, {vm} by {}", node.name))?;
+                }
+            }
+        }
+        // Each VM is chosen, whichever node is asked.
+        let mut talk = Talk::with_each(&cluster, &["all"], 0..3, 24, 0)?;
+        talk.go_on()?;
+        took_nothing(&cluster)
     });
 }
 
@@ -97,10 +143,7 @@ fn cluster(attachment: Attachment, has_overlay: bool) -> Result<Cluster> {
 fn by_all_ways(attachment: Attachment, has_overlay: bool, device: &str) -> Result<()> {
     let mut cluster = cluster(attachment, has_overlay)?;
     let (kept, ours) = (
-        vmlb_tests::service::Service {
-            forwarding: Some("dsr"),
-            ..vmlb_tests::service::Service::all_servers("kept", 31300)
-        },
+        Service { forwarding: Some("dsr"), ..Service::all_servers("kept", 31300) },
         Flags { device: device.to_owned(), others: ["--tunnel", "ip"].map(str::to_owned).into() },
     );
     cluster.publish(kept, &["vm02"])?;
