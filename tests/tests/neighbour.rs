@@ -1,8 +1,10 @@
 //! Next hops that nobody has resolved yet: the first packet waits for the answer in the kernel, it is not lost.
 
 use anyhow::{Context, Result, ensure};
+use etherparse::{PacketHeaders, TcpOptionElement, TransportHeader};
 use vmlb_tests::address::Family;
 use vmlb_tests::agent::{Agent, Flags};
+use vmlb_tests::capture::Capture;
 use vmlb_tests::cluster::Cluster;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
@@ -19,6 +21,43 @@ fn the_first_packet_to_an_unresolved_neighbour_arrives_without_being_sent_again(
         }
         Ok(())
     });
+}
+
+/// The device's MTU is all that is known of a way to a neighbour without a MAC address; a SYN that waits for one is lowered to
+/// that.
+#[test]
+fn the_first_syn_to_an_unresolved_neighbour_is_lowered_to_the_devices_mtu() {
+    unless_unable("the_first_syn_to_an_unresolved_neighbour_is_lowered_to_the_devices_mtu", || {
+        for device in ["eth0=xdp", "eth0=tc"] {
+            let mut cluster = Cluster::build(Attachment::Routed)?;
+            let host = &cluster.topology.nodes[0].namespace;
+            host.ip("link set eth0 mtu 1400\n")?;
+            cluster.start_agents(&Flags { device: device.to_owned(), ..Flags::default() })?;
+            cluster.agents.iter_mut().filter_map(Option::take).try_for_each(Agent::stop)?;
+            for family in Family::ALL {
+                let arriving = Capture::start(&cluster.find("vm02")?.namespace)?;
+                forget_neighbours(&cluster.topology.nodes[0].namespace)?;
+                let frontend = cluster.frontend("second", servers::HTTP, 0, family)?;
+                cluster.client().run(|| requests::http(frontend, "/"))?;
+                let sizes: Vec<u16> = arriving.finish().iter().filter_map(|frame| offered(frame)).collect();
+                let headers = if family == Family::V4 { 40 } else { 60 };
+                ensure!(sizes.first() == Some(&(1400 - headers)), "{device}, {family}: {sizes:?}");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// The maximum segment size in a SYN to the HTTP server.
+fn offered(frame: &[u8]) -> Option<u16> {
+    let packet = PacketHeaders::from_ethernet_slice(frame).ok()?;
+    let TransportHeader::Tcp(tcp) = packet.transport? else { return None };
+    let is_first = tcp.syn && !tcp.ack && tcp.destination_port == servers::HTTP;
+    let mut options = tcp.options_iterator().filter_map(Result::ok).filter(|_| is_first);
+    options.find_map(|option| match option {
+        TcpOptionElement::MaximumSegmentSize(size) => Some(size),
+        _ => None,
+    })
 }
 
 /// Who forwards.

@@ -171,6 +171,8 @@ pub enum Route {
     NoNeighbour {
         /// Device to leave by.
         ifindex: u32,
+        /// Octets that a packet may have on it, from the IP header on; the route may allow less. [`u32::MAX`]: not known.
+        mtu: u32,
     },
     /// IP forwarding is off on the device the packet came in by.
     ForwardingOff,

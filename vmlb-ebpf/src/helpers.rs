@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup as FibLookup, bpf_sock_tuple as SockTuple,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_for_each_map_elem, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_check_mtu, bpf_fib_lookup, bpf_for_each_map_elem, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use vmlb_common::abi::Plain;
 use vmlb_common::family::Family;
@@ -54,9 +54,22 @@ pub(crate) fn route<F: Family>(context: *mut c_void, ifindex: u32, query: &Query
             0 => found(lookup, u32::MAX),
             mtu => found(lookup, u32::from(mtu)),
         },
-        NO_NEIGHBOUR => Route::NoNeighbour { ifindex: lookup.ifindex },
+        NO_NEIGHBOUR => Route::NoNeighbour { ifindex: lookup.ifindex, mtu: device_mtu(context, lookup) },
         FORWARDING_OFF => Route::ForwardingOff,
         _ => Route::None,
+    }
+}
+
+/// The MTU of the device that a lookup has found; without a neighbour it says none of its own accord. Its source address,
+/// which has done its work, is where the answer goes: the BPF stack is small.
+#[inline(always)]
+fn device_mtu(context: *mut c_void, lookup: &mut FibLookup) -> u32 {
+    let ifindex = lookup.ifindex;
+    let mtu: *mut u32 = (&raw mut lookup.__bindgen_anon_3).cast();
+    // SAFETY: a number inside the structure, aligned to four; zero has the helper ask for nothing but the MTU.
+    unsafe {
+        mtu.write(0);
+        if bpf_check_mtu(context, ifindex, mtu, 0, 0) < 0 { u32::MAX } else { mtu.read() }
     }
 }
 

@@ -149,7 +149,8 @@ fn locate<F: Family, P: Packet, K: Kernel + Tables<F>>(
             hop.destination = destination;
             Neighbour::Known
         }
-        Route::NoNeighbour { ifindex } => {
+        Route::NoNeighbour { ifindex, mtu } => {
+            hop.mtu = mtu;
             hop.ifindex = ifindex;
             Neighbour::Unknown
         }
@@ -180,7 +181,7 @@ pub(super) fn leaves_by<F: Family, P: Packet, K: Kernel + Tables<F>>(
     query: &Query<'_, F::Address>,
 ) -> u32 {
     match kernel.route::<F>(packet.context(), packet.ifindex(), query) {
-        Route::Found { ifindex, .. } | Route::NoNeighbour { ifindex } => ifindex & !NOWHERE,
+        Route::Found { ifindex, .. } | Route::NoNeighbour { ifindex, .. } => ifindex & !NOWHERE,
         Route::ForwardingOff => NOWHERE | Reason::FORWARDING_OFF.number(),
         Route::None => NOWHERE | Reason::NO_ROUTE.number(),
     }

@@ -90,7 +90,7 @@ impl Routes {
             (Some(destination), Some((source, mtu))) => {
                 Route::Found { ifindex, source: *source, destination: *destination, mtu: *mtu }
             }
-            _ => Route::NoNeighbour { ifindex },
+            (_, device) => Route::NoNeighbour { ifindex, mtu: device.map_or(u32::MAX, |(_, mtu)| *mtu) },
         }
     }
 }
@@ -123,7 +123,7 @@ mod tests {
             ask(ip("10.0.0.8")),
             Route::Found { ifindex: 2, source: [2; 6], destination: [9; 6], mtu: 1400 }
         );
-        assert_eq!(ask(ip("10.0.0.7")), Route::NoNeighbour { ifindex: 3 });
+        assert_eq!(ask(ip("10.0.0.7")), Route::NoNeighbour { ifindex: 3, mtu: u32::MAX });
         assert_eq!(ask(ip("2001:db8::1")), Route::None);
     }
 }
