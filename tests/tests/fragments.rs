@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use vmlb_tests::address::Family;
 use vmlb_tests::agent::{self, Flags};
 use vmlb_tests::cluster::Cluster;
+use vmlb_tests::namespace::Namespace;
 use vmlb_tests::packets::frame::{Frame, udp};
 use vmlb_tests::pieces::Sender;
 use vmlb_tests::requests;
@@ -16,6 +17,8 @@ use vmlb_tests::servers;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
 
+#[path = "fragments/overlay.rs"]
+mod overlay;
 #[path = "fragments/tunnel.rs"]
 mod tunnel;
 
@@ -27,6 +30,27 @@ const SINGLE: [&str; 2] = ["first", "second"];
 
 /// Octets behind the IP header in fragments cut by hand: they fit 1,500 in both families.
 const ROOM: usize = 1448;
+
+/// What packets may have so that every wrapping fits a cable, and everything an overlay.
+const NARROW: usize = 1400;
+
+/// Has a host send no more than so many octets a packet.
+fn narrow(host: &Namespace) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let route = host.output("ip", &[family, "route", "show", "default"])?;
+        let route = route.lines().next().context("no default route")?.replace(" pref medium", "");
+        let words: Vec<&str> = route.split_whitespace().collect();
+        let mtu = NARROW.to_string();
+        host.output("ip", &[&[family, "route", "replace"], &words[..], &["mtu", &mtu]].concat())?;
+    }
+    Ok(())
+}
+
+/// Octets behind the IP header in full fragments of a narrowed host.
+fn room(family: Family) -> usize {
+    let headers = if family == Family::V4 { 20 } else { 48 };
+    (NARROW - headers) / 8 * 8
+}
 
 #[test]
 fn datagrams_of_64_kilobytes_arrive_whole_both_ways_beside_kube_proxys_rules() {
@@ -153,12 +177,8 @@ fn fragments_out_of_order_corrupt_nothing() {
             let cluster = Cluster::serving(Attachment::Routed, &flags)?;
             for family in Family::ALL {
                 for service in SINGLE {
-                    let before = counted(&cluster, "fragment_order")?;
-                    disorder(&cluster, family, service)
+                    disorder(&cluster, family, service, ROOM)
                         .with_context(|| format!("{device}, {family}, {service}"))?;
-                    let dropped = counted(&cluster, "fragment_order")? - before;
-                    // All behind the first that stands behind others, and that one.
-                    ensure!(dropped == 7, "{device}, {family}, {service}: {dropped} dropped");
                 }
             }
         }
@@ -166,8 +186,18 @@ fn fragments_out_of_order_corrupt_nothing() {
     });
 }
 
-/// Sends a datagram in every kind of disorder, from a socket whose flow is there already. Another one talks meanwhile.
-fn disorder(cluster: &Cluster, family: Family, service: &str) -> Result<()> {
+/// Sends a datagram in every kind of disorder, and counts what is dropped.
+fn disorder(cluster: &Cluster, family: Family, service: &str, room: usize) -> Result<()> {
+    let before = counted(cluster, "fragment_order")?;
+    all_orders(cluster, family, service, room)?;
+    let dropped = counted(cluster, "fragment_order")? - before;
+    // All behind the first that stands behind others, and that one.
+    ensure!(dropped == 7, "{dropped} dropped");
+    Ok(())
+}
+
+/// Sends it from a socket whose flow is there already. Another one talks meanwhile.
+fn all_orders(cluster: &Cluster, family: Family, service: &str, room: usize) -> Result<()> {
     let frontend = cluster.frontend(service, servers::ECHO, 0, family)?;
     let address = cluster.topology.clients[0].addresses.of(family);
     cluster.client().run(|| {
@@ -178,13 +208,13 @@ fn disorder(cluster: &Cluster, family: Family, service: &str) -> Result<()> {
             requests::echo(&socket, b"a whole one")?;
         }
         for (number, (name, order)) in ORDERS.into_iter().enumerate() {
-            let payload = pattern(7000, number);
+            let payload = pattern(4 * room + 1200, number);
             let whole = udp(client, frontend).data(&payload);
             // The client has talked to another port of this address with other numbers, a moment ago.
             let id = u32::from(frontend.port()) + u32::try_from(number)?;
-            let pieces = whole.pieces(id, ROOM);
-            let other = udp(client, frontend).data(&pattern(7000, number + 100));
-            let sent = order(&pieces, &other, id);
+            let pieces = whole.pieces(id, room);
+            let other = udp(client, frontend).data(&pattern(4 * room + 1200, number + 100));
+            let sent = order(&pieces, &other, id, room);
             sender.send(&sent)?;
             persist(&bystander, &pattern(LARGEST, number)).context("the bystander")?;
             let came = heard(&socket, &payload, Duration::from_millis(100)).context(name)?;
@@ -195,23 +225,25 @@ fn disorder(cluster: &Cluster, family: Family, service: &str) -> Result<()> {
     })
 }
 
-type Order = fn(&[Frame], &Frame, u32) -> Vec<Frame>;
+type Order = fn(&[Frame], &Frame, u32, usize) -> Vec<Frame>;
 
 const ORDERS: [(&str, Order); 8] = [
-    ("in order", |pieces, _, _| pieces.to_vec()),
-    ("reversed", |pieces, _, _| pieces.iter().rev().cloned().collect()),
-    ("the last first", |pieces, _, _| [&pieces[pieces.len() - 1..], &pieces[..pieces.len() - 1]].concat()),
-    ("the first in the middle", |pieces, _, _| [&pieces[2..], &pieces[..2]].concat()),
-    ("in order behind the first", |pieces, _, _| {
+    ("in order", |pieces, _, _, _| pieces.to_vec()),
+    ("reversed", |pieces, _, _, _| pieces.iter().rev().cloned().collect()),
+    ("the last first", |pieces, _, _, _| [&pieces[pieces.len() - 1..], &pieces[..pieces.len() - 1]].concat()),
+    ("the first in the middle", |pieces, _, _, _| [&pieces[2..], &pieces[..2]].concat()),
+    ("in order behind the first", |pieces, _, _, _| {
         pieces[..1].iter().chain(pieces[1..].iter().rev()).cloned().collect()
     }),
-    ("each twice", |pieces, _, _| pieces.iter().flat_map(|piece| [piece.clone(), piece.clone()]).collect()),
-    ("one that reaches into another, with other octets", |pieces, other, id| {
-        let inside = other.clone().piece(id, ROOM - 8..2 * ROOM - 8);
+    ("each twice", |pieces, _, _, _| {
+        pieces.iter().flat_map(|piece| [piece.clone(), piece.clone()]).collect()
+    }),
+    ("one that reaches into another, with other octets", |pieces, other, id, room| {
+        let inside = other.clone().piece(id, room - 8..2 * room - 8);
         [&pieces[..1], &[inside], &pieces[1..]].concat()
     }),
-    ("mixed with one of the same number and other octets", |pieces, other, id| {
-        let others = other.pieces(id, ROOM);
+    ("mixed with one of the same number and other octets", |pieces, other, id, room| {
+        let others = other.pieces(id, room);
         pieces.iter().zip(others).flat_map(|(piece, other)| [piece.clone(), other]).collect()
     }),
 ];

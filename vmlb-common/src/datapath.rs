@@ -108,9 +108,6 @@ pub fn is_for_overlay<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, ethertyp
 #[inline(always)]
 fn from_overlay<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
     let entrance = gate::ingress::<F, P, K>(packet, kernel);
-    if entrance.verdict == Verdict::FRAGMENT {
-        return Verdict::punt(Reason::FRAGMENT);
-    }
     if entrance.verdict.is_final() {
         return entrance.verdict;
     }

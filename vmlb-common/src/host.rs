@@ -63,7 +63,7 @@ impl Node {
             Hook::Ingress => self.at::<Tc>(device, frame, datapath::uplink_ingress, fragment::ingress),
             Hook::Egress => self.at::<Tc>(device, frame, datapath::uplink_egress, fragment::egress),
             Hook::Pod => self.at::<Tc>(device, frame, datapath::pod_ingress, fragment::from_pod),
-            Hook::Overlay => self.at::<Tc>(device, frame, datapath::overlay_ingress, fragment::ingress),
+            Hook::Overlay => self.at::<Tc>(device, frame, datapath::overlay_ingress, fragment::from_overlay),
         }
     }
 

@@ -130,7 +130,17 @@ pub fn vmlb_pod_fragment(ctx: TcContext) -> i32 {
 pub fn vmlb_overlay(ctx: TcContext) -> i32 {
     let mut packet = Tc(ctx.skb.skb);
     packet.pull();
+    from_overlay(&ctx)
+}
+
+/// What comes by an overlay's device, behind an Ethernet header.
+#[inline(always)]
+fn from_overlay(ctx: &TcContext) -> i32 {
+    let mut packet = Tc(ctx.skb.skb);
     let verdict = datapath::overlay_ingress(&mut packet, &Node);
+    if verdict == Verdict::FRAGMENT {
+        maps::serve_fragment(ctx, FragmentHook::OVERLAY);
+    }
     packet.action(verdict)
 }
 
@@ -144,8 +154,15 @@ pub fn vmlb_overlay_ip(ctx: TcContext) -> i32 {
     if !datapath::is_for_overlay(&mut packet, &Node, ethertype) || !packet.put_ethernet(ethertype) {
         return NEXT;
     }
-    let verdict = datapath::overlay_ingress(&mut packet, &Node);
-    packet.action(verdict)
+    from_overlay(&ctx)
+}
+
+/// Where [`vmlb_overlay`] or [`vmlb_overlay_ip`] meets a fragment.
+#[classifier]
+pub fn vmlb_overlay_fragment(ctx: TcContext) -> i32 {
+    let mut packet = First::new(Tc(ctx.skb.skb));
+    let verdict = fragment::from_overlay(&mut packet, &Node);
+    packet.into_packet().action(verdict)
 }
 
 /// The ageing pass; never attached, the agent runs it.

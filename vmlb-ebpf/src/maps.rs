@@ -381,7 +381,7 @@ pub(crate) fn serve_fragment<C: EbpfContext>(context: &C, hook: u8) {
         if hook == FragmentHook::XDP {
             XDP_CALLS.tail_call(context, 0);
         } else {
-            TC_CALLS.tail_call(context, u32::from(hook));
+            TC_CALLS.tail_call(context, u32::from(FragmentHook::slot(hook)));
         }
     }
     Node.count(Reason::FRAGMENT);

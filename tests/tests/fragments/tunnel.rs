@@ -4,37 +4,15 @@ use anyhow::{Context, Result, ensure};
 use vmlb_tests::address::Family;
 use vmlb_tests::agent::Flags;
 use vmlb_tests::cluster::Cluster;
-use vmlb_tests::namespace::Namespace;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::topology::Attachment;
 use vmlb_tests::{requests, servers};
 
-use super::{LARGEST, SINGLE, at_once, counted, exchange, pattern, persist};
-
-/// What packets may have so that every wrapping fits a cable.
-const NARROW: usize = 1400;
+use super::{LARGEST, SINGLE, at_once, counted, disorder, exchange, narrow, pattern, persist, room};
 
 fn flags(device: &str, shape: &str, others: &[&str]) -> Flags {
     let tunnel = ["--forwarding", "dsr", "--tunnel", shape].into_iter().chain(others.iter().copied());
     Flags { device: device.to_owned(), others: tunnel.map(str::to_owned).collect() }
-}
-
-/// Has a host send no more than so many octets a packet.
-fn narrow(host: &Namespace) -> Result<()> {
-    for family in ["-4", "-6"] {
-        let route = host.output("ip", &[family, "route", "show", "default"])?;
-        let route = route.lines().next().context("no default route")?.replace(" pref medium", "");
-        let words: Vec<&str> = route.split_whitespace().collect();
-        let mtu = NARROW.to_string();
-        host.output("ip", &[&[family, "route", "replace"], &words[..], &["mtu", &mtu]].concat())?;
-    }
-    Ok(())
-}
-
-/// Octets behind the IP header in full fragments of a narrowed host.
-fn room(family: Family) -> usize {
-    let headers = if family == Family::V4 { 20 } else { 48 };
-    (NARROW - headers) / 8 * 8
 }
 
 #[test]
@@ -154,6 +132,8 @@ fn a_client_learns_what_fits_the_tunnel_and_cuts_accordingly() {
             let cluster = Cluster::serving(Attachment::Routed, &flags("eth0=xdp", shape, &[]))?;
             let frontend = cluster.frontend("second", servers::ECHO, 0, Family::V6)?;
             let socket = cluster.client().run(|| requests::datagrams(frontend))?;
+            // Until the next hop is known TC sends, and answers nobody.
+            persist(&socket, b"small")?;
             socket.send(&pattern(LARGEST, 1))?;
             let error = socket.recv(&mut [0]).err().context("an answer")?;
             ensure!(error.raw_os_error() == Some(nix::libc::EMSGSIZE), "{shape}: {error}");
@@ -161,6 +141,21 @@ fn a_client_learns_what_fits_the_tunnel_and_cuts_accordingly() {
             persist(&socket, &pattern(LARGEST, 2)).with_context(|| shape.to_owned())?;
             let again = counted(&cluster, "too_big")?;
             ensure!(again == told, "{shape}: it did not listen");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn fragments_out_of_order_corrupt_nothing_by_the_tunnel() {
+    unless_unable("fragments_out_of_order_corrupt_nothing_by_the_tunnel", || {
+        for (device, shape) in [("eth0=xdp", "ip"), ("eth0=tc", "udp")] {
+            let cluster = Cluster::serving(Attachment::Routed, &flags(device, shape, &[]))?;
+            narrow(cluster.client())?;
+            for family in Family::ALL {
+                disorder(&cluster, family, "second", room(family))
+                    .with_context(|| format!("{device}, {shape}, {family}"))?;
+            }
         }
         Ok(())
     });

@@ -19,7 +19,7 @@ pub(super) struct Call {
     by: &'static [&'static str],
 }
 
-pub(super) const CALLS: [Call; 4] = [
+pub(super) const CALLS: [Call; 5] = [
     Call {
         array: names::XDP_CALLS,
         slot: FragmentHook::XDP,
@@ -43,6 +43,12 @@ pub(super) const CALLS: [Call; 4] = [
         slot: FragmentHook::POD,
         program: programs::POD_FRAGMENT,
         by: &[programs::POD],
+    },
+    Call {
+        array: names::TC_CALLS,
+        slot: FragmentHook::slot(FragmentHook::OVERLAY),
+        program: programs::OVERLAY_FRAGMENT,
+        by: &[programs::OVERLAY, programs::OVERLAY_IP],
     },
 ];
 

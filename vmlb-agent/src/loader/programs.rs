@@ -39,6 +39,8 @@ pub const INGRESS_FRAGMENT: &str = "vmlb_ingress_fragment";
 pub const EGRESS_FRAGMENT: &str = "vmlb_egress_fragment";
 /// The same for TC ingress of pods' host-side devices.
 pub const POD_FRAGMENT: &str = "vmlb_pod_fragment";
+/// The same for TC ingress of overlays' devices.
+pub const OVERLAY_FRAGMENT: &str = "vmlb_overlay_fragment";
 
 /// All that are attached or run by name. Those for fragments come with the ones that go on with them.
 pub const ALL: [&str; 9] = [XDP, XDP_CARRIER, INGRESS, INGRESS_FULL, EGRESS, POD, OVERLAY, OVERLAY_IP, SWEEP];

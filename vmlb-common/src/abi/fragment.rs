@@ -32,10 +32,17 @@ impl FragmentHook {
     pub const EGRESS: u8 = 2;
     /// TC ingress of a pod's host-side device.
     pub const POD: u8 = 3;
+    /// TC ingress of an overlay's device.
+    pub const OVERLAY: u8 = 4;
     /// XDP of an uplink, in another node's wrapping.
     pub const XDP_TUNNEL: u8 = 5;
     /// TC ingress of an uplink, in another node's wrapping.
     pub const INGRESS_TUNNEL: u8 = 6;
+
+    /// Where in its array the program for a hook's fragments is. The arrays have four slots at most, and XDP an array of its own.
+    pub const fn slot(hook: u8) -> u8 {
+        hook % 4
+    }
 }
 
 /// What became of a datagram's first fragment, and so becomes of the others.

@@ -55,6 +55,15 @@ pub fn from_pod<P: Packet, K: Kernel + Tables<V4> + Tables<V6> + Tables<V6Fragme
     served::<Pod, P, K>(packet, kernel)
 }
 
+/// At the ingress of a device by which pods of other nodes are reached.
+#[inline(always)]
+pub fn from_overlay<P: Packet, K: Kernel + Tables<V4> + Tables<V6> + Tables<V6Fragment>>(
+    packet: &mut First<P>,
+    kernel: &K,
+) -> Verdict {
+    served::<Overlay, P, K>(packet, kernel)
+}
+
 /// A place where fragments are met.
 pub(super) trait Hook {
     /// What becomes of one whose first has not come.
@@ -76,6 +85,7 @@ pub(super) trait Hook {
 struct Ingress;
 struct Egress;
 struct Pod;
+struct Overlay;
 /// At the ingress of an uplink, in another node's wrapping.
 pub(super) struct Tunnel;
 
@@ -169,6 +179,30 @@ impl Hook for Pod {
             return verdict;
         }
         Verdict::from_number(reply::through_device::<F, P, K>(packet, kernel)).unanswered()
+    }
+}
+
+impl Hook for Overlay {
+    const EARLY: Verdict = Verdict::punt(Reason::FRAGMENT);
+
+    #[inline(always)]
+    fn number<P: Packet>() -> u8 {
+        FragmentHook::OVERLAY
+    }
+
+    #[inline(always)]
+    fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+        let entrance = gate::ingress::<F, P, K>(packet, kernel);
+        if entrance.verdict.is_final() {
+            return entrance.verdict;
+        }
+        if entrance.may_be_error {
+            return Verdict::punt(Reason::FRAGMENT);
+        }
+        if entrance.may_be_reply {
+            return Verdict::from_number(reply::remote::<F, P, K>(packet, kernel)).unanswered();
+        }
+        Verdict::PASS
     }
 }
 

@@ -75,9 +75,19 @@ pub(super) fn ingress<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &
     Entrance { may_be_reply, may_be_request, may_be_wrapped, ..Entrance::closed(Verdict::CONTINUE) }
 }
 
-/// Whether a packet that begins with its IP header may be a reply of ours, or an error about a request.
+/// Whether a packet that begins with its IP header may be a reply of ours, or an error about a request. Fragments may be of
+/// one: those behind the first have no ports.
 #[inline(always)]
 pub(super) fn is_bare_reply<F: Family, P: Packet, K: Kernel>(packet: &mut P, kernel: &K) -> bool {
+    let Some(Bare { ip, .. }) = packet.view::<Bare<F::Header, ()>>() else {
+        return false;
+    };
+    if !ip.is_version() || !ip.is_plain() || !is_snat(kernel, &ip.destination()) {
+        return false;
+    }
+    if ip.is_fragment() {
+        return true;
+    }
     let Some(Bare { ip, transport }) = packet.view::<Bare<F::Header, UdpHeader>>() else {
         return false;
     };
@@ -85,11 +95,7 @@ pub(super) fn is_bare_reply<F: Family, P: Packet, K: Kernel>(packet: &mut P, ker
     let may_be_error = protocol == F::ICMP;
     let may_be_reply = (protocol == Protocol::TCP || protocol == Protocol::UDP)
         && is_set(kernel, Gate::SNAT_PORTS, transport.destination.get());
-    ip.is_version()
-        && ip.is_plain()
-        && !ip.is_fragment()
-        && (may_be_error || may_be_reply)
-        && is_snat(kernel, &ip.destination())
+    may_be_error || may_be_reply
 }
 
 /// Whether an address is of a frontend, or SNAT's.

@@ -39,20 +39,27 @@ pub(super) fn cut(frame: &Frame, number: u32, room: usize) -> [Frame; 3] {
     long(frame, room).pieces(number, room).try_into().expect("three fragments")
 }
 
-fn three(frame: &Frame, number: u32) -> [Frame; 3] {
+pub(super) fn three(frame: &Frame, number: u32) -> [Frame; 3] {
     cut(frame, number, ROOM)
 }
 
 pub(super) const SAYS: [&str; 3] = ["the first fragment", "the second", "the last, of three octets"];
 
 /// Each fragment of one becomes that fragment of the other.
-fn whole(story: &mut Story, at: At, number: u32, from: &Frame, to: &Frame, expect: impl Fn(Frame) -> Expect) {
+pub(super) fn whole(
+    story: &mut Story,
+    at: At,
+    number: u32,
+    from: &Frame,
+    to: &Frame,
+    expect: impl Fn(Frame) -> Expect,
+) {
     for (says, (from, to)) in SAYS.into_iter().zip(three(from, number).into_iter().zip(three(to, number))) {
         story.packet(says, at, from, expect(to));
     }
 }
 
-const WIRE: At = At::Uplink(ETH0);
+pub(super) const WIRE: At = At::Uplink(ETH0);
 
 fn remote(net: Net) -> Story {
     let mut story = Story::new("fragments to a VM on another node");

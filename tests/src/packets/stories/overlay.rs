@@ -5,18 +5,19 @@ use vmlb_common::family::{V4, V6};
 use vmlb_common::host::HostFamily;
 use vmlb_common::verdict::Reason;
 
+use super::fragments::{WIRE, three, whole};
 use crate::address::Family;
-use crate::packets::frame::{Says, between, icmp, tcp};
+use crate::packets::frame::{Says, between, icmp, tcp, udp};
 use crate::packets::story::{At, Exit, Expect, ROUTER, Story};
 use crate::packets::world::{Net, OTHER0, neighbour};
 
-use Expect::{Passed, Sent, SentByTc};
+use Expect::{Dropped, Passed, Punted, Sent, SentByTc};
 
 /// What leads into the overlay.
 const INTO: Exit = Exit { device: OTHER0, next_hop: neighbour(9) };
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    vec![connection(net), error(net), others(net)]
+    vec![connection(net), fragments(net), error(net), others(net)]
 }
 
 fn begin(says: &'static str) -> Story {
@@ -51,6 +52,30 @@ fn connection(net: Net) -> Story {
     let sent = between(us, pod, &ack).ttl(63);
     story.wire("its proof", ack.clone(), SentByTc(Reason::NO_TRANSMIT, sent, INTO.device));
     story.flows(0, 1);
+    story
+}
+
+fn fragments(net: Net) -> Story {
+    let mut story = begin("fragments through an overlay");
+    let (client, frontend) = (net.client(0, 61014), net.node(30006));
+    let (us, pod) = (net.node_on_overlay(61014), net.pod(6));
+    let (ask, out) = (udp(client, frontend), udp(us, pod).ttl(63));
+    let (answer, back) = (udp(pod, us), udp(frontend, client).ttl(63));
+    for number in [7, 8] {
+        whole(&mut story, WIRE, number, &ask, &out, |frame| {
+            SentByTc(Reason::NO_TRANSMIT, frame, INTO.device)
+        });
+        whole(&mut story, At::Overlay(OTHER0), number, &answer, &back, |frame| Sent(frame, ROUTER));
+    }
+    story.flows(0, 1);
+    let [first, second, last] = three(&answer, 9);
+    story.packet("an answer's last fragment first", At::Overlay(OTHER0), last, Punted(Reason::FRAGMENT));
+    for late in [first, second] {
+        story.packet("others are too late", At::Overlay(OTHER0), late, Dropped(Reason::FRAGMENT_ORDER));
+    }
+    for piece in three(&udp(pod, net.node_on_overlay(9)), 10) {
+        story.packet("of nobody's", At::Overlay(OTHER0), piece, Passed);
+    }
     story
 }
 
