@@ -170,6 +170,32 @@ fn counted(cluster: &Cluster, reason: &str) -> Result<u64> {
 }
 
 #[test]
+fn a_vm_hears_from_errors_about_its_fragments_what_fits_the_way_to_the_client() {
+    unless_unable("a_vm_hears_from_errors_about_its_fragments_what_fits_the_way_to_the_client", || {
+        for others in [&[][..], &["--forwarding", "dsr", "--tunnel", "ip"]] {
+            let cluster = Cluster::serving(Attachment::Routed, &Flags::with(others))?;
+            narrow(cluster.client())?;
+            let client = cluster.topology.clients[0].addresses.v6;
+            let node = cluster.topology.nodes[0].addresses.v6;
+            cluster.topology.router.ip(&format!("route replace {client} dev client1 mtu lock {NARROW}\n"))?;
+            for service in SINGLE {
+                let frontend = cluster.frontend(service, servers::ECHO, 0, Family::V6)?;
+                // The router drops fragments that are too large, and tells the frontend.
+                cluster
+                    .client()
+                    .run(|| persist(&requests::datagrams(frontend)?, &pattern(LARGEST, 1)))
+                    .with_context(|| format!("{service}, {others:?}"))?;
+                let vm = cluster.find(if service == "first" { "vm01" } else { "vm02" })?;
+                let peer = if service == "second" && others.is_empty() { node } else { client };
+                let known = vm.namespace.output("ip", &["route", "get", &peer.to_string()])?;
+                ensure!(known.contains(&format!("mtu {NARROW}")), "{service}, {others:?}: it knows {known}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn fragments_out_of_order_corrupt_nothing() {
     unless_unable("fragments_out_of_order_corrupt_nothing", || {
         for device in ["eth0=xdp", "eth0=tc"] {

@@ -112,6 +112,9 @@ fn from_overlay<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, ker
         return entrance.verdict;
     }
     if entrance.may_be_error {
+        if icmp::quotes_fragment::<F, P>(packet) {
+            return Verdict::FRAGMENT;
+        }
         return Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel));
     }
     if entrance.may_be_reply {
@@ -122,22 +125,20 @@ fn from_overlay<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, ker
 }
 
 #[inline(always)]
-fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
+fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+    packet: &mut P,
+    kernel: &K,
+) -> Verdict {
     let entrance = gate::ingress::<F, P, K>(packet, kernel);
     if entrance.verdict.is_final() {
         return entrance.verdict;
     }
     if entrance.may_be_error {
-        let verdict = Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel));
-        if verdict == Verdict::CARRY {
-            let verdict = Verdict::from_number(tunnel::carry::<F, P, K>(packet, kernel));
-            // Nobody answers an error with an error (RFC 1122 section 3.2.2).
-            return verdict.unanswered();
+        if icmp::quotes_fragment::<F, P>(packet) {
+            <K as Tables<F>>::with_parcel(kernel, |parcel| parcel.mark = 0);
+            return Verdict::FRAGMENT;
         }
-        if verdict.is_final() {
-            return verdict;
-        }
-        return Verdict::from_number(icmp::from_wire::<F, P, K>(packet, kernel));
+        return error::<F, P, K>(packet, kernel);
     }
     let mut verdict = Verdict::CONTINUE;
     let mut origin = Origin::CLIENT;
@@ -157,6 +158,24 @@ fn client_or_backend<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P
         return verdict.or_drop();
     }
     carried_out::<F, P, K>(packet, kernel, verdict)
+}
+
+/// An error from a client's side, or another node's pod.
+#[inline(always)]
+fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+    packet: &mut P,
+    kernel: &K,
+) -> Verdict {
+    let verdict = Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel));
+    if verdict == Verdict::CARRY {
+        let verdict = Verdict::from_number(tunnel::carry::<F::Own, P, K>(packet, kernel));
+        // Nobody answers an error with an error (RFC 1122 section 3.2.2).
+        return verdict.unanswered();
+    }
+    if verdict.is_final() {
+        return verdict;
+    }
+    Verdict::from_number(icmp::from_wire::<F, P, K>(packet, kernel))
 }
 
 /// What the stages have said of a client's packet, done: by the tunnel, or refused.
@@ -199,6 +218,9 @@ fn unwrapped<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel
         return Verdict::from_number(outcome);
     }
     if P::WHOLE && gate::may_be_error::<F, P>(packet) {
+        if icmp::quotes_fragment::<F, P>(packet) {
+            return Verdict::FRAGMENT;
+        }
         return Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel)).or_drop();
     }
     Verdict::CONTINUE
@@ -239,6 +261,9 @@ fn local_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(
     delivery: Delivery,
 ) -> Verdict {
     if gate::may_be_error::<F, P>(packet) {
+        if icmp::quotes_fragment::<F, P>(packet) {
+            return Verdict::FRAGMENT;
+        }
         return Verdict::from_number(if delivery == Delivery::KEPT {
             icmp::leaving::<F, P, K>(packet, kernel)
         } else {

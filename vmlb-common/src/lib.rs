@@ -84,15 +84,17 @@
 //!
 //! # Fragments
 //!
-//! A program that meets a fragment to or from us goes on with another ([`verdict::Verdict::FRAGMENT`]), because a chain of
-//! calls with more in it would not fit the stack; the two maps that name those programs are pinned, and a slot changes in
-//! one step when an agent loads new ones. A datagram's first fragment is a [`packet::Packet`] that is not whole
-//! ([`datapath::fragment::First`]) and goes through the same stages: a checksum changed by difference is right for the
-//! datagram. IPv6's fragment header is part of the IP header of a family of its own ([`family::V6Fragment`]), so that
-//! nothing is moved. What became of the first one is noted ([`abi::Fragment`]) under the datagram's number at this hook, for
-//! thirty seconds, and becomes of the others. By the tunnel every one is wrapped as the first; the far node takes them out, and notes them as
-//! others than those that come to itself. One that comes before the first goes to the stack, and so does the first then,
-//! unless its flow is ours: half of a datagram helps nobody, and is dropped.
+//! A program that meets a fragment to or from us goes on with another ([`verdict::Verdict::FRAGMENT`]), because a chain
+//! of calls with more in it would not fit the stack; the two maps that name those programs are pinned, and a slot
+//! changes in one step when an agent loads new ones. A datagram's first fragment is a [`packet::Packet`] that is not
+//! whole ([`datapath::fragment::First`]) and goes through the same stages: a checksum changed by difference is right
+//! for the datagram. IPv6's fragment header is part of the IP header of a family of its own ([`family::V6Fragment`]),
+//! so that nothing is moved. What became of the first one is noted ([`abi::Fragment`]) under the datagram's number at
+//! this hook, for thirty seconds, and becomes of the others. By the tunnel every one is wrapped as the first; the far
+//! node takes them out, and notes them as others than those that come to itself. One that comes before the first goes
+//! to the stack, and so does the first then, unless its flow is ours: half of a datagram helps nobody, and is dropped.
+//! An ICMPv6 error that quotes a fragment comes here too: what it quotes is of that family with one header more, the
+//! error itself is not.
 //!
 //! # Flows
 //!

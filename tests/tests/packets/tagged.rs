@@ -38,7 +38,7 @@ fn untagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
     [&frame[..12], &frame[end..]].concat()
 }
 
-/// Whether a frame is a fragment, or another node's wrapping of one.
+/// Whether a frame is a fragment, another node's wrapping of one, or an error that quotes one as TC looks at it.
 fn is_fragment(frame: &[u8]) -> bool {
     let Some(ip) = frame.get(14..) else { return false };
     let (is_piece, protocol, header) = match frame.get(12..14) {
@@ -51,6 +51,8 @@ fn is_fragment(frame: &[u8]) -> bool {
         4 | 41 => header,
         // UDP, VXLAN, Ethernet.
         17 if port == Some(TUNNEL_PORT) => header + 8 + 8 + 14,
+        // An ICMPv6 error, and what it quotes.
+        58 if matches!(ip.get(header), Some(1..=4)) => header + 8,
         _ => return is_piece,
     };
     is_piece || is_fragment(&[&frame[..14], ip.get(inside..).unwrap_or_default()].concat())

@@ -13,8 +13,8 @@ use crate::wire::{Ethernet, Ethertype, Protocol, UdpHeader};
 
 use super::translate::Hops;
 use super::{
-    Origin, carried_out, conclude, ethertype, gate, hop, reply, reply_through_stack, request, tunnel,
-    unwrapped,
+    Origin, carried_out, conclude, error, ethertype, gate, hop, icmp, reply, reply_through_stack, request,
+    tunnel, unwrapped,
 };
 
 mod first;
@@ -78,6 +78,14 @@ pub(super) trait Hook {
     /// [`FragmentHook`].
     fn number<P: Packet>() -> u8;
 
+    /// What whole errors that quote a first fragment undergo.
+    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+        _packet: &mut P,
+        _kernel: &K,
+    ) -> Verdict {
+        Verdict::PASS
+    }
+
     /// The stages for whole packets, as far as they serve a first fragment.
     fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict;
 }
@@ -100,6 +108,20 @@ impl Hook for Ingress {
             Sending::Frames => FragmentHook::XDP,
             Sending::Packets => FragmentHook::INGRESS,
         }
+    }
+
+    #[inline(always)]
+    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+        packet: &mut P,
+        kernel: &K,
+    ) -> Verdict {
+        let mut mark = 0;
+        <K as Tables<F>>::with_parcel(kernel, |parcel| mark = parcel.mark);
+        if mark != 0 {
+            // Another node's tunnel has brought it.
+            return Verdict::from_number(icmp::about_reply::<F, P, K>(packet, kernel)).or_drop();
+        }
+        error::<F, P, K>(packet, kernel)
     }
 
     #[inline(always)]
@@ -155,6 +177,14 @@ impl Hook for Egress {
     }
 
     #[inline(always)]
+    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+        packet: &mut P,
+        kernel: &K,
+    ) -> Verdict {
+        Verdict::from_number(icmp::leaving::<F, P, K>(packet, kernel))
+    }
+
+    #[inline(always)]
     fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
         let verdict = gate::from_pod::<F, P, K>(packet, kernel);
         if verdict.is_final() {
@@ -173,6 +203,14 @@ impl Hook for Pod {
     }
 
     #[inline(always)]
+    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+        packet: &mut P,
+        kernel: &K,
+    ) -> Verdict {
+        Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel))
+    }
+
+    #[inline(always)]
     fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
         let verdict = gate::from_pod::<F, P, K>(packet, kernel);
         if verdict.is_final() {
@@ -188,6 +226,14 @@ impl Hook for Overlay {
     #[inline(always)]
     fn number<P: Packet>() -> u8 {
         FragmentHook::OVERLAY
+    }
+
+    #[inline(always)]
+    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+        packet: &mut P,
+        kernel: &K,
+    ) -> Verdict {
+        Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel))
     }
 
     #[inline(always)]
@@ -221,11 +267,20 @@ fn served<H: Hook, P: Packet, K: Kernel + Tables<V4> + Tables<V6> + Tables<V6Fra
 }
 
 #[inline(always)]
-fn piece<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut First<P>, kernel: &K) -> Verdict {
+fn piece<H: Hook, F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
+    packet: &mut First<P>,
+    kernel: &K,
+) -> Verdict {
     let Some(frame) = packet.view::<Frame<Outer<F>, ()>>() else {
         return Verdict::PASS;
     };
-    if H::UNWRAPS && !frame.ip.is_fragment() {
+    let is_piece = frame.ip.is_fragment();
+    // Where there is no header more, such an error is like any other.
+    if size_of::<F::Header>() > size_of::<Outer<F>>() && !is_piece && frame.ip.protocol() == F::ICMP {
+        packet.reach(icmp::MOST);
+        return H::error::<F, First<P>, K>(packet, kernel);
+    }
+    if H::UNWRAPS && !is_piece {
         return staged::<Tunnel, F, P, K>(packet, kernel);
     }
     staged::<H, F, P, K>(packet, kernel)

@@ -3,10 +3,10 @@
 
 use crate::abi::{BackendFlags, Delivery, DeviceFlags, FlowKey, Pod, Reply, ReplyKey};
 use crate::checksum::Delta;
-use crate::family::{Address, Family, Header};
+use crate::family::{Address, Family, Header, V6Fragment};
 use crate::kernel::{Kernel, Stage, Step, Tables};
 use crate::live::{Live, Slot};
-use crate::packet::{Packet, Sending, udp_checksum};
+use crate::packet::{Outer, Packet, Sending, udp_checksum};
 use crate::verdict::{Reason, Verdict};
 use crate::wire::{Be16, Ethernet, IcmpHeader, Protocol, TcpHeader, UdpHeader, Wire};
 
@@ -14,19 +14,26 @@ use super::hop::{self, Validity, Way};
 use super::place::{is_at, present, side, version};
 use super::translate::{End, Hops};
 
-/// An ICMP error as far as it is looked at: it quotes an IP header and the first octets behind it.
+/// An ICMP error as far as it is looked at: it quotes an IP header and the first octets behind it. Of a family in which a
+/// header more is in the quoted packet, it is whole itself.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Quoting<I, L> {
+struct Quoting<O, I, L> {
     ethernet: Ethernet,
-    ip: I,
+    ip: O,
     icmp: IcmpHeader,
     quoted: I,
     transport: L,
 }
 
+/// [`Quoting`] of a family.
+type ErrorOf<F, L> = Quoting<Outer<F>, <F as Family>::Header, L>;
+
+/// Octets of the largest.
+pub(super) const MOST: u32 = size_of::<ErrorOf<V6Fragment, TcpHeader>>() as u32;
+
 // SAFETY: words of alignment 2 behind one another leave no gap.
-unsafe impl<I: Wire, L: Wire> Wire for Quoting<I, L> {}
+unsafe impl<O: Wire, I: Wire, L: Wire> Wire for Quoting<O, I, L> {}
 
 /// What is quoted, besides addresses.
 #[derive(Clone, Copy)]
@@ -40,9 +47,9 @@ impl Quoted {
     /// Reads an ICMP packet; `None` where it is no error, or quotes nothing that could be ours.
     #[inline(always)]
     fn read<F: Family, P: Packet>(packet: &mut P) -> Option<Self> {
-        let headers = (size_of::<Ethernet>() + size_of::<F::Header>()) as u32;
+        let headers = (size_of::<Ethernet>() + size_of::<Outer<F>>()) as u32;
         let available = packet.length().wrapping_sub(headers);
-        let error = packet.view::<Quoting<F::Header, UdpHeader>>()?;
+        let error = packet.view::<ErrorOf<F, UdpHeader>>()?;
         let length = error.ip.payload_length();
         let least = (size_of::<IcmpHeader>() + size_of::<F::Header>() + size_of::<UdpHeader>()) as u32;
         let quoted = &error.quoted;
@@ -60,9 +67,21 @@ impl Quoted {
     }
 }
 
+/// A datagram's first fragment has the ports too; who sent the others need not hear of them.
 #[inline(always)]
 fn is_plain<H: Header>(quoted: &H) -> bool {
-    quoted.is_version() && quoted.is_plain() && !quoted.is_fragment()
+    quoted.is_version() && quoted.is_plain() && quoted.piece().offset == 0
+}
+
+/// Whether an error quotes a fragment whose header is behind the IP header, for those who know it.
+#[inline(always)]
+pub(super) fn quotes_fragment<F: Family, P: Packet>(packet: &mut P) -> bool {
+    match packet.view::<ErrorOf<F, ()>>() {
+        Some(error) => {
+            F::is_error(error.icmp.kind.high()) && error.quoted.protocol() == Protocol::IPV6_FRAGMENT
+        }
+        None => false,
+    }
 }
 
 /// From the wire, about a reply of ours that a client got: on to the backend, as if the backend's own packet were quoted.
@@ -71,7 +90,7 @@ pub(super) fn about_reply<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &
     let Some(quoted) = Quoted::read::<F, P>(packet) else {
         return Verdict::PASS.number();
     };
-    let Some(error) = packet.view::<Quoting<F::Header, UdpHeader>>() else {
+    let Some(error) = packet.view::<ErrorOf<F, UdpHeader>>() else {
         return Verdict::PASS.number();
     };
     let key = FlowKey {
@@ -159,7 +178,7 @@ pub(super) fn leaving<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut 
         return Verdict::drop(Reason::NOT_PRESENT).number();
     }
     kernel.trace(packet, Step::QUOTED, pod.backend);
-    let Some(error) = packet.view::<Quoting<F::Header, UdpHeader>>() else {
+    let Some(error) = packet.view::<ErrorOf<F, UdpHeader>>() else {
         return Verdict::PASS.number();
     };
     let flow = live.flow();
@@ -207,7 +226,7 @@ fn find<'a, F: Family, P: Packet, K: Kernel + Tables<F>>(
     kernel: &'a K,
     quoted: &Quoted,
 ) -> Option<(Live<'a, Reply<F::Address>>, Pod)> {
-    let error = packet.view::<Quoting<F::Header, UdpHeader>>()?;
+    let error = packet.view::<ErrorOf<F, UdpHeader>>()?;
     let pod = error.quoted.destination();
     let mut key = ReplyKey {
         backend: 0,
@@ -283,7 +302,7 @@ impl<F: Family> Rewrite<'_, F> {
     /// Writes both headers and every checksum; [`Verdict::CONTINUE`] where that has gone well.
     #[inline(never)]
     fn apply<P: Packet>(&self, packet: &mut P, protocol: Protocol, hops: Hops) -> u32 {
-        let Some(error) = packet.view::<Quoting<F::Header, UdpHeader>>() else {
+        let Some(error) = packet.view::<ErrorOf<F, UdpHeader>>() else {
             return Verdict::drop(Reason::MALFORMED).number();
         };
         let mut hop = Delta::ZERO;
@@ -336,7 +355,7 @@ impl<F: Family> Rewrite<'_, F> {
 #[inline(always)]
 fn quoted_tcp_checksum<F: Family, P: Packet>(packet: &mut P, change: Delta) {
     let least = (size_of::<IcmpHeader>() + size_of::<F::Header>() + size_of::<TcpHeader>()) as u32;
-    if let Some(error) = packet.view::<Quoting<F::Header, TcpHeader>>()
+    if let Some(error) = packet.view::<ErrorOf<F, TcpHeader>>()
         && error.ip.payload_length() >= least
     {
         let old = error.transport.checksum;

@@ -2,6 +2,7 @@
 
 use vmlb_common::verdict::Reason;
 
+use super::errors::about_first;
 use super::fragments::{SAYS, cut, refusal};
 use super::tunnel::{Ends, PROVED, begin, mark_of};
 use crate::address::Family;
@@ -12,7 +13,7 @@ use crate::packets::world::{ETH0, ETH1, Net, neighbour};
 use Expect::{Delivered, Dropped, DroppedBare, Passed, Sent, SentByTc, TooBig};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    let of_shape: [fn(Net, Shape) -> Story; 11] = [
+    let of_shape: [fn(Net, Shape) -> Story; 12] = [
         addressed_here,
         backend_here,
         always_back,
@@ -21,6 +22,7 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         out_of_order,
         not_ours,
         lost_on_the_way,
+        errors,
         deferred,
         returned_by_tc,
         too_large,
@@ -212,6 +214,29 @@ fn lost_on_the_way(net: Net, shape: Shape) -> Story {
     let [first, second, _] = wrapped(three(&udp(frontend, client), 1), ends.from(0));
     story.wire("an answer of no flow", first, DroppedBare(Reason::TUNNEL_FRONTEND));
     story.wire("its second", second, Dropped(Reason::TUNNEL_FRONTEND));
+    story
+}
+
+fn errors(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) = begin("errors about first fragments, by the tunnel", net, shape, 0);
+    let (client, router) = (net.client(0, 5353), net.routers_own());
+    let about = |to, frame: &Frame| about_first(net, router, to, Says::TooBig(1280), frame);
+    let frontend = net.vip(30002);
+    asks(&mut story, ends, 7, &udp(client, frontend), 0);
+    let error = about(frontend, &udp(frontend, client));
+    story.wire("a router has trouble with an answer", error.clone(), ends.carried(&error, PROVED));
+    let (frontend, pod) = (net.vip(30001), net.pod(1));
+    let (open, proved) = (ends.from(mark_of(1)), ends.from(PROVED | mark_of(1)));
+    let ask = udp(client, frontend);
+    story.wire("a flow to a VM of this node", ask.clone().wrapped(open), {
+        Delivered(between(client, pod, &ask))
+    });
+    let error = about(frontend, &udp(frontend, client));
+    story.wire("its pod learns of its own packet", error.wrapped(proved), {
+        Delivered(about(pod, &udp(pod, client)))
+    });
+    let nobodys = about(frontend, &udp(frontend, net.client(1, 1)));
+    story.wire("an error about no flow", nobodys.wrapped(proved), DroppedBare(Reason::TUNNEL_FRONTEND));
     story
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use vmlb_common::verdict::Reason;
 use vmlb_common::wire::Protocol;
 
+use super::fragments::cut;
 use crate::address::Family;
 use crate::packets::frame::{Frame, Says, between, icmp, tcp, udp};
 use crate::packets::story::{At, BEHIND_ETH2, Exit, Expect, NODE2, ROUTER, Story};
@@ -26,7 +27,25 @@ pub(super) fn stories(net: Net) -> Vec<Story> {
         too_big(net),
         too_big_reply(net),
         too_big_by_device(net),
+        about_fragments(net),
+        about_fragments_by_device(net),
     ]
+}
+
+/// Octets of a header between the IP header and the ports of a fragment.
+const fn more(net: Net) -> usize {
+    if matches!(net.0, Family::V4) { 0 } else { 8 }
+}
+
+/// The first fragment of a datagram.
+pub(super) fn first(frame: &Frame) -> Frame {
+    let [first, ..] = cut(frame, 77, 1360);
+    first
+}
+
+/// An error that quotes the first fragment of a datagram.
+pub(super) fn about_first(net: Net, from: SocketAddr, to: SocketAddr, says: Says, frame: &Frame) -> Frame {
+    icmp(from, to, says, &first(frame), more(net) + 20)
 }
 
 /// The same client by both protocols.
@@ -214,5 +233,68 @@ fn too_big_by_device(net: Net) -> Story {
     story.wire("SYN", syn.clone(), SentByTc(Reason::POD_DEVICE, between(us, pod, &syn).ttl(63), POD1));
     let big = tcp(pod, us).at(5).ack(2).data(&[3; 1500]);
     story.packet("the stack would reset it", At::Pod(POD1), big, Dropped(Reason::TOO_BIG));
+    story
+}
+
+fn about_fragments(net: Net) -> Story {
+    let mut story = Story::new("errors about a datagram's first fragment");
+    let (client, router) = (net.client(0, 61010), net.routers_own());
+    let about = |from, to, says, frame: &Frame| about_first(net, from, to, says, frame);
+    let (frontend, pod) = (net.vip(30001), net.pod(1));
+    let open = udp(client, frontend);
+    story.wire("a flow to a VM of this node", open.clone(), Delivered(between(client, pod, &open)));
+    for says in [Says::TooBig(1280), Says::TooLong] {
+        story.wire(
+            "a router has trouble with a reply",
+            about(router, frontend, says, &udp(frontend, client)),
+            Delivered(about(router, pod, says, &udp(pod, client))),
+        );
+        story.egress("the pod has with a request", about(pod, client, says, &udp(client, pod)), {
+            Delivered(about(frontend, client, says, &udp(client, frontend)))
+        });
+        let stack = net.node(0);
+        story.egress("so has the node's stack", about(stack, client, says, &udp(client, pod)), {
+            Delivered(about(stack, client, says, &udp(client, frontend)))
+        });
+    }
+    let (frontend, us, pod) = (net.node(30002), net.node(61010), net.pod(2));
+    let open = udp(client, frontend);
+    story.wire("a flow to one of another node", open.clone(), Sent(between(us, pod, &open).ttl(63), NODE2));
+    for says in [Says::TooBig(1280), Says::TooLong] {
+        story.wire(
+            "a router has trouble with a reply",
+            about(router, frontend, says, &udp(frontend, client)),
+            Sent(about(us, pod, says, &udp(pod, us)).ttl(63), NODE2),
+        );
+        story.wire("the pod has with a request", about(pod, us, says, &udp(us, pod)), {
+            Sent(about(frontend, client, says, &udp(client, frontend)).ttl(63), ROUTER)
+        });
+    }
+    let [_, second, _] = cut(&udp(frontend, client), 77, 1360);
+    let later = icmp(router, frontend, Says::TooBig(1280), &second, more(net) + 20);
+    story.wire("one about the second fragment", later, Passed);
+    let nobodys = about(router, frontend, Says::TooLong, &udp(frontend, net.client(1, 1)));
+    story.wire("one about nothing of ours", nobodys, Passed);
+    story
+}
+
+fn about_fragments_by_device(net: Net) -> Story {
+    let mut story = Story::new("errors about first fragments by a pod's device");
+    let (client, frontend) = (net.foreign_client(61010), net.node(30001));
+    let (us, pod, router) = (net.node(61010), net.pod(1), net.routers_own());
+    let about = |from, to, frame: &Frame| about_first(net, from, to, Says::TooLong, frame);
+    let ask = udp(client, frontend);
+    story.wire(
+        "a flow is opened",
+        ask.clone(),
+        SentByTc(Reason::POD_DEVICE, between(us, pod, &ask).ttl(63), POD1),
+    );
+    story.packet("the pod has trouble with a request", At::Pod(POD1), about(pod, us, &udp(us, pod)), {
+        let exit = Exit { device: OTHER0, next_hop: neighbour(9) };
+        Sent(about(frontend, client, &udp(client, frontend)).ttl(63), exit)
+    });
+    story.wire("a router has trouble with a reply", about(router, frontend, &udp(frontend, client)), {
+        SentByTc(Reason::POD_DEVICE, about(us, pod, &udp(pod, us)).ttl(63), POD1)
+    });
     story
 }

@@ -5,6 +5,7 @@ use vmlb_common::family::{V4, V6};
 use vmlb_common::host::HostFamily;
 use vmlb_common::verdict::Reason;
 
+use super::errors::about_first;
 use super::fragments::{WIRE, three, whole};
 use crate::address::Family;
 use crate::packets::frame::{Says, between, icmp, tcp, udp};
@@ -90,6 +91,12 @@ fn error(net: Net) -> Story {
     let told = between(client, frontend, &sent);
     let told = icmp(frontend, client, Says::TooBig(1280), &told, 8).ttl(63);
     story.packet("too big", At::Overlay(OTHER0), quoting, Sent(told, ROUTER));
+    let ask = udp(client, frontend);
+    let sent = between(us, pod, &ask).ttl(63);
+    story.wire("a datagram", ask.clone(), SentByTc(Reason::NO_TRANSMIT, sent, INTO.device));
+    let quoting = about_first(net, pod, us, Says::TooBig(1280), &udp(us, pod));
+    let told = about_first(net, frontend, client, Says::TooBig(1280), &ask).ttl(63);
+    story.packet("a fragment is", At::Overlay(OTHER0), quoting, Sent(told, ROUTER));
     story
 }
 
