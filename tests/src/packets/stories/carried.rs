@@ -7,15 +7,16 @@ use super::fragments::{SAYS, cut, refusal};
 use super::tunnel::{Ends, PROVED, begin, mark_of};
 use crate::address::Family;
 use crate::packets::frame::{Frame, Says, Shape, Wrapping, between, tcp, udp};
-use crate::packets::story::{At, Expect, ROUTER, Story};
+use crate::packets::story::{At, Expect, NODE2, ROUTER, Story};
 use crate::packets::world::{ETH0, ETH1, Net, neighbour};
 
 use Expect::{Delivered, Dropped, DroppedBare, Passed, Sent, SentByTc, TooBig};
 
 pub(super) fn stories(net: Net) -> Vec<Story> {
-    let of_shape: [fn(Net, Shape) -> Story; 12] = [
+    let of_shape: [fn(Net, Shape) -> Story; 13] = [
         addressed_here,
         backend_here,
+        following,
         always_back,
         too_large_to_go_back,
         connections,
@@ -112,6 +113,27 @@ fn backend_here(net: Net, shape: Shape) -> Story {
         let (ask, there) = (ask.without_sum(), there.without_sum());
         whole(&mut story, WIRE, wrapped(three(&ask, 4), proved), three(&there, 4), Delivered);
     }
+    story
+}
+
+fn following(net: Net, shape: Shape) -> Story {
+    let (mut story, ends) = begin("fragments of a flow whose VM leaves for another node", net, shape, 0);
+    let (client, frontend, pod) = (net.client(0, 5353), net.vip(30001), net.pod(1));
+    let (ask, answer) = (udp(client, frontend), udp(pod, client));
+    whole(&mut story, WIRE, three(&ask, 1), three(&udp(client, pod), 1), Delivered);
+    whole(&mut story, EGRESS, three(&answer, 1), three(&udp(frontend, client), 1), Delivered);
+    whole(&mut story, WIRE, three(&ask, 2), three(&udp(client, pod), 2), Delivered);
+    story.flows(0, 1);
+    story.change("it leaves for node2", move |world| {
+        world.expect(1, net.pod_beside(2, 0), 2);
+        world.turn(1);
+    });
+    let wrapping = ends.to(PROVED | mark_of(1));
+    let out = wrapped(three(&ask.clone().ttl(63), 3), wrapping);
+    whole(&mut story, WIRE, three(&ask, 3), out, |frame| Sent(frame, NODE2));
+    let back = wrapped(three(&udp(frontend, client), 3), ends.from(0));
+    let out = three(&udp(frontend, client).ttl(63), 3);
+    whole(&mut story, WIRE, back, out, |frame| Sent(frame, ROUTER));
     story
 }
 
