@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::pace;
 use crate::servers::{self, Received};
 
 /// Limit of every wait.
@@ -173,6 +174,7 @@ pub fn served_by(
     octets: u64,
     (pod, source): (&str, IpAddr),
 ) -> Result<()> {
+    pace::at(&format!("asking {pod} at {http}"));
     let answer = self::http(http, "/").context("HTTP")?;
     let found = (answer.pod(), answer.client);
     ensure!(found == (pod, source), "{} answered and saw {}, not {source}", found.0, found.1);

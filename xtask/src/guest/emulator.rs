@@ -16,7 +16,7 @@ use crate::test_output::{Reader, Tally};
 /// Time until the guest has its jobs, on a busy machine.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// Time without a line before a guest is given up. A test that takes a minute is named by libtest.
+/// Time without a line before a guest is given up. Tests that take minutes say what they are at (`pace::at`).
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// QEMU; dropping it ends it.
