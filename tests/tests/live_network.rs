@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
 use vmlb_common::abi::DeviceFlags;
 use vmlb_tests::address::{self, Family};
 use vmlb_tests::agent::{self, Flags};
@@ -82,6 +83,39 @@ fn an_address_that_comes_serves_within_a_second_and_one_that_goes_stops() {
             serves(&cluster, 0)?;
         }
         Ok(())
+    });
+}
+
+/// What an agent has asked is answered, also where messages that nobody asked for have overrun what it listens to.
+#[test]
+fn an_agent_that_was_told_too_much_at_once_goes_on() {
+    unless_unable("an_agent_that_was_told_too_much_at_once_goes_on", || {
+        let flags = Flags::with(&["--nodeport-addresses", "uplinks"]);
+        let cluster = Cluster::serving(Attachment::Routed, &flags)?;
+        let node = &cluster.topology.nodes[0];
+        let agent = cluster.agents[0].as_ref().context("an agent")?;
+        let routes = |word: &str| -> String {
+            let ends = (0..20_000).map(|number| (number / 250, number % 250));
+            ends.map(|(a, b)| format!("route {word} 10.99.{a}.{b}/32 via 172.18.0.1\n")).collect()
+        };
+        for _ in 0..5 {
+            thread::scope(|scope| {
+                let added = scope.spawn(|| node.namespace.ip(&routes("add")));
+                // By then it looks routes up, because there are new ones.
+                thread::sleep(Duration::from_millis(60));
+                kill(agent.pid()?, Signal::SIGSTOP)?;
+                added.join().map_err(|_| anyhow::anyhow!("adding routes panicked"))?
+            })?;
+            node.namespace.ip(&routes("del"))?;
+            kill(agent.pid()?, Signal::SIGCONT)?;
+            thread::sleep(Duration::from_millis(300));
+        }
+        ensure!(agent.said().contains("buffer full"), "nothing was overrun:\n{}", agent.said());
+        node.namespace.ip("addr add 172.18.0.77/24 dev eth0\n")?;
+        let port = cluster.frontend("second", servers::HTTP, 0, Family::V4)?.port();
+        let frontend = SocketAddr::new("172.18.0.77".parse()?, port);
+        wait(requests::PATIENCE, || is_open(node, frontend)).context("the agent takes no notice")?;
+        serves(&cluster, 0)
     });
 }
 

@@ -9,7 +9,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 
 use super::{Changed, Interfaces};
 
@@ -36,9 +36,13 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// A connection to the kernel, in the network namespace of the thread that opened it.
+/// Connections to the kernel, in the network namespace of the thread that opened them: one listens, one asks. By one for both
+/// an answer is lost where messages overrun the socket, and then waited for in vain, and a message that somebody's request
+/// with the same number caused is taken for the answer.
 pub struct Netlink {
     handle: Handle,
+    /// The listening connection ends without it.
+    _listening: Handle,
     messages: Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>,
 }
 
@@ -58,13 +62,15 @@ impl Netlink {
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
         ];
-        let (mut connection, handle, messages) =
-            new_multicast_connection(&groups).context("cannot open a netlink socket")?;
+        const CANNOT: &str = "cannot open a netlink socket";
+        let (mut connection, listening, messages) = new_multicast_connection(&groups).context(CANNOT)?;
         if let Err(error) = connection.socket_mut().socket_mut().set_rx_buf_sz(BUFFER) {
             tracing::debug!("netlink keeps its small buffer, what overruns is dumped again: {error}");
         }
+        let (asking, handle, _) = new_connection().context(CANNOT)?;
         tokio::spawn(connection);
-        Ok(Self { handle, messages: Box::new(messages.map(|(message, _)| message)) })
+        tokio::spawn(asking);
+        Ok(Self { handle, _listening: listening, messages: Box::new(messages.map(|(message, _)| message)) })
     }
 
     /// For requests of other kinds.
