@@ -19,7 +19,7 @@ use vmlb_tests::requests;
 use vmlb_tests::skip::unless_unable;
 use vmlb_tests::talk::Talk;
 use vmlb_tests::topology::{Attachment, Node};
-use vmlb_tests::{load, maps, servers};
+use vmlb_tests::{load, maps, probe, servers};
 
 const LARGER: [&str; 12] = [
     "--flows",
@@ -79,6 +79,35 @@ fn flows_live_on_in_maps_of_another_size() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn an_agent_lets_go_the_programs_of_before_that_it_does_not_need() {
+    unless_unable("an_agent_lets_go_the_programs_of_before_that_it_does_not_need", || {
+        let with = |device: &str| Flags { device: device.to_owned(), ..Flags::default() };
+        let mut cluster = Cluster::serving(Attachment::Routed, &with("eth0=xdp"))?;
+        let common =
+            ["egress", "egress_fragment", "ingress_fragment", "pod", "pod_fragment", "sweep"].as_slice();
+        needs(&cluster.topology.nodes[0], &[common, &["ingress", "xdp", "xdp_fragment"]].concat(), 1)?;
+        restart(&mut cluster, &with("eth0=tc"))?;
+        needs(&cluster.topology.nodes[0], &[common, &["ingress_full"]].concat(), 0)
+    });
+}
+
+/// Just these programs are pinned, and that many for fragments are in XDP's slots.
+fn needs(node: &Node, programs: &[&str], slots: usize) -> Result<()> {
+    let mut wanted: Vec<_> =
+        programs.iter().map(|name| node.pin_root.join(format!("programs/vmlb_{name}"))).collect();
+    wanted.sort();
+    let pinned = || {
+        let pins = maps::pins(node).into_iter();
+        pins.filter(|pin| pin.starts_with(node.pin_root.join("programs"))).collect::<Vec<_>>()
+    };
+    probe::wait("the programs that are needed", Duration::from_secs(10), || Ok(pinned() == wanted))
+        .with_context(|| format!("{:?}", pinned()))?;
+    let calls = maps::dump(node, "xdp_calls")?;
+    ensure!(calls.values().filter(|slot| slot.get("error").is_none()).count() == slots, "{calls:?}");
+    Ok(())
 }
 
 #[test]
