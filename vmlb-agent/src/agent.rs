@@ -148,6 +148,7 @@ impl Agent {
         }
         let board = self.source.board().cloned();
         self.begin().await?;
+        self.publish();
         loop {
             let again = self.again.map(|at| sleep_until(at.into()));
             let publish_again = self.publish_again.map(|at| sleep_until(at.into()));
@@ -177,11 +178,15 @@ impl Agent {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
-            self.publish_again =
-                self.publisher.publish(&self.sync, &self.network, &self.source, &self.handover);
+            self.publish();
         }
         tracing::info!("stopping; programs and maps stay, traffic goes on (`vmlb detach` takes them down)");
         Ok(())
+    }
+
+    /// Tells those who ask that the loop has come round, and how things are.
+    fn publish(&mut self) {
+        self.publish_again = self.publisher.publish(&self.sync, &self.network, &self.source, &self.handover);
     }
 
     /// Swaps the programs of an earlier agent for this one's.
