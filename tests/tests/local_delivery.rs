@@ -30,6 +30,11 @@ fn packets_pass_by_the_stack_and_what_it_has_against_half_a_connection() {
             guard(&cluster)?;
             for device in ["eth0=xdp", "eth0=tc"] {
                 cluster.start_agents(&flags(device, "peer"))?;
+                // What comes before the agent has looked at the pod's device goes by the stack.
+                let node = &cluster.topology.nodes[0];
+                probe::wait("the way into the pod's device", Duration::from_secs(5), || {
+                    Ok(way(node)?["way"] == "device")
+                })?;
                 for family in Family::ALL {
                     serves(&cluster, family)
                         .with_context(|| format!("{attachment:?}, {device}, {family}"))?;
@@ -150,6 +155,13 @@ fn what_a_cni_judges_its_pods_packets_by_is_not_passed_by_unless_forced() {
     });
 }
 
+/// The way to the first node's VM, as `vmlb backends` tells it there.
+fn way(node: &Node) -> Result<serde_json::Value> {
+    let backends = agent::json(node, &["backends"])?;
+    let mut backends = backends.as_array().into_iter().flatten();
+    Ok(backends.find(|row| row["name"] == "vm01").context("vm01")?["ways"][0].clone())
+}
+
 /// A new flow of the first node's VM is delivered like this, and `vmlb status` gives this reason for its device, and `vmlb
 /// backends` for its way, or none.
 fn delivers(cluster: &Cluster, delivery: &str, reason: &str) -> Result<()> {
@@ -162,12 +174,10 @@ fn delivers(cluster: &Cluster, delivery: &str, reason: &str) -> Result<()> {
         let fits = |told: &str| if reason.is_empty() { told.is_empty() } else { told.contains(reason) };
         Ok(!sides.is_empty() && sides.iter().all(|side| fits(side["reason"].as_str().unwrap_or_default())))
     })?;
-    let backends = agent::json(node, &["backends"])?;
-    let mut backends = backends.as_array().into_iter().flatten();
-    let ways = &backends.find(|row| row["name"] == "vm01").context("vm01")?["ways"];
-    let way = if delivery == "peer" { "device" } else { "stack" };
-    let why = ways[0]["why"].as_str().unwrap_or_default();
-    ensure!(ways[0]["way"] == way && why.contains(reason), "vm01 is reached by {ways}");
+    let way = way(node)?;
+    let wanted = if delivery == "peer" { "device" } else { "stack" };
+    let why = way["why"].as_str().unwrap_or_default();
+    ensure!(way["way"] == wanted && why.contains(reason), "vm01 is reached by {way}");
     for family in Family::ALL {
         let before = of_delivery(node, delivery)?;
         let lines = cluster.frontend("first", servers::LINES, 0, family)?;
