@@ -54,11 +54,7 @@ fn vms_of_three_nodes_are_reached_by_one_overlay() {
         cluster.publish(Service::all_servers("all", 31000), &vms)?;
         Overlay::Vxlan.lay(&cluster)?;
         overlay::shrink(&cluster)?;
-        for node in &cluster.topology.nodes {
-            overlay::check_paths(&node.namespace)?;
-            overlay::masquerade(node)?;
-        }
-        cluster.install_control()?;
+        beside(&cluster)?;
         cluster.start_agents(&Flags::default())?;
         attached(&cluster)?;
         for family in Family::ALL {
@@ -92,11 +88,7 @@ fn vms_behind_a_tunnel_without_ethernet_are_reached() {
         let relay = Relay::start(nodes, overlay::DEVICE)?;
         Overlay::Tun.lay(&cluster)?;
         overlay::shrink(&cluster)?;
-        for node in &cluster.topology.nodes {
-            overlay::check_paths(&node.namespace)?;
-            overlay::masquerade(node)?;
-        }
-        cluster.install_control()?;
+        beside(&cluster)?;
         cluster.start_agents(&Flags::default())?;
         attached(&cluster)?;
         let capture = Capture::start(cluster.client())?;
@@ -124,6 +116,15 @@ fn vms_behind_a_tunnel_without_ethernet_are_reached() {
     });
 }
 
+/// Puts beside us what may take packets away: strict reverse paths, a CNI's masquerading, kube-proxy's rules.
+fn beside(cluster: &Cluster) -> Result<()> {
+    for node in &cluster.topology.nodes {
+        overlay::check_paths(&node.namespace)?;
+        overlay::masquerade(node)?;
+    }
+    cluster.install_control()
+}
+
 /// A cluster with everything beside us that may take packets away.
 fn cluster(attachment: Attachment, has_overlay: bool) -> Result<Cluster> {
     let cluster = Cluster::build(attachment)?;
@@ -131,11 +132,7 @@ fn cluster(attachment: Attachment, has_overlay: bool) -> Result<Cluster> {
         Overlay::Vxlan.lay(&cluster)?;
         overlay::shrink(&cluster)?;
     }
-    for node in &cluster.topology.nodes {
-        overlay::check_paths(&node.namespace)?;
-        overlay::masquerade(node)?;
-    }
-    cluster.install_control()?;
+    beside(&cluster)?;
     Ok(cluster)
 }
 

@@ -145,11 +145,8 @@ impl Programs {
     /// Pins programs that [`Programs::verify`] has loaded, and puts them where others go on with them.
     pub(super) fn publish(&mut self, loaded: &BTreeSet<&'static str>) -> anyhow::Result<()> {
         for name in loaded {
-            let program = self
-                .ebpf
-                .program_mut(name)
-                .with_context(|| format!("the BPF object has no program {name}"))?;
-            pin(program, &self.root.program(name))?;
+            let path = self.root.program(name);
+            pin(self.get_mut(name)?, &path)?;
         }
         for call in calls::CALLS.iter().filter(|call| loaded.contains(call.program)) {
             call.fill(self.get(call.program)?, &self.root)?;
@@ -159,6 +156,10 @@ impl Programs {
 
     fn loaded(&mut self, name: &'static str) -> anyhow::Result<&mut Program> {
         self.load(&[name])?;
+        self.get_mut(name)
+    }
+
+    fn get_mut(&mut self, name: &str) -> anyhow::Result<&mut Program> {
         self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program {name}"))
     }
 }

@@ -78,12 +78,13 @@ pub(super) trait Hook {
     /// [`FragmentHook`].
     fn number<P: Packet>() -> u8;
 
-    /// What whole errors that quote a first fragment undergo.
+    /// What whole errors that quote a first fragment undergo; by default as those that pods send. Nobody asks [`Tunnel`].
+    #[inline(always)]
     fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
-        _packet: &mut P,
-        _kernel: &K,
+        packet: &mut P,
+        kernel: &K,
     ) -> Verdict {
-        Verdict::PASS
+        Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel))
     }
 
     /// The stages for whole packets, as far as they serve a first fragment.
@@ -203,14 +204,6 @@ impl Hook for Pod {
     }
 
     #[inline(always)]
-    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
-        packet: &mut P,
-        kernel: &K,
-    ) -> Verdict {
-        Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel))
-    }
-
-    #[inline(always)]
     fn stages<F: Family, P: Packet, K: Kernel + Tables<F>>(packet: &mut P, kernel: &K) -> Verdict {
         let verdict = gate::from_pod::<F, P, K>(packet, kernel);
         if verdict.is_final() {
@@ -226,14 +219,6 @@ impl Hook for Overlay {
     #[inline(always)]
     fn number<P: Packet>() -> u8 {
         FragmentHook::OVERLAY
-    }
-
-    #[inline(always)]
-    fn error<F: Family, P: Packet, K: Kernel + Tables<F> + Tables<F::Own>>(
-        packet: &mut P,
-        kernel: &K,
-    ) -> Verdict {
-        Verdict::from_number(icmp::from_pod::<F, P, K>(packet, kernel))
     }
 
     #[inline(always)]
